@@ -1,0 +1,320 @@
+"""One frozen dataclass per stage, read from pipelines.yaml. An unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ecgfm.ecg import InputError
+
+T = TypeVar("T")
+
+STRICT = ConfigDict(extra="forbid")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+# Every class may name its operational fields: values that change how a stage runs but not what it writes.
+# They stay out of the stage's key.
+
+
+@dataclass(frozen=True, config=STRICT)
+class SyntheticConfig:
+    """The embedded source: how many patients, and the seed of everything random in them."""
+
+    n_patients: AtLeastOne = 240
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class PrepareConfig:
+    """Raw recordings to shards."""
+
+    sampling_rate_hz: Positive = 500.0
+    segment_seconds: Positive = 5.0
+    max_rejected_share: Share = 0.2  # a source with a larger share of rejected records stops the run
+    workers: Count = 0  # processes; 0: one per core
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"max_rejected_share", "workers"})
+
+    @property
+    def segment_samples(self) -> int:
+        """Samples per segment and lead."""
+        return round(self.segment_seconds * self.sampling_rate_hz)
+
+
+@dataclass(frozen=True, config=STRICT)
+class SplitsConfig:
+    """Who trains, who validates, who tests.
+
+    strategy: `grouped` by patient, `random` by record, or `official`: the source's own folds
+    """
+
+    strategy: Literal["grouped", "random", "official"] = "grouped"
+    valid_share: Share = 0.1
+    test_share: Share = 0.1
+    valid_folds: tuple[int, ...] = (9,)  # of the official folds (PTB-XL)
+    test_folds: tuple[int, ...] = (10,)
+    seed: int = 0
+    exclude_invalid: bool = True  # leave out records with an invalid sample or a missing lead
+    exclude_constant: bool = True  # leave out records with a constant lead
+
+    def __post_init__(self) -> None:
+        if self.valid_share + self.test_share >= 1:
+            raise ValueError("valid_share + test_share must leave a share for training (less than 1)")
+        if set(self.valid_folds) & set(self.test_folds):
+            raise ValueError("valid_folds and test_folds must not share a fold")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LabelsConfig:
+    """Codes to labels.
+
+    scheme: `challenge_2021`: the 26 scored classes; `scp`: PTB-XL's statements at `scp_level`;
+        `codes`: the labels of `codes`, each with the source codes that assert it
+    max_labels: findings that one segment can carry alone; a record's probability is the maximum over its
+        segments, where for every other label it is the mean
+    """
+
+    scheme: Literal["challenge_2021", "scp", "codes"] = "challenge_2021"
+    scp_level: Literal["all", "diagnostic", "subdiagnostic", "superdiagnostic", "form", "rhythm"] = "superdiagnostic"
+    codes: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    max_labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.scheme == "codes") != bool(self.codes):
+            raise ValueError("codes is needed with scheme 'codes', and only there")
+
+
+@dataclass(frozen=True, config=STRICT)
+class ManifestsConfig:
+    """Which segments a training run visits, with which labels.
+
+    rare_labels: what to do with a label that has no positive or no negative record in a split: `error` or `drop`
+    """
+
+    rare_labels: Literal["error", "drop"] = "error"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """The encoder and its pretraining heads. The defaults are the published 90,883,072 parameters."""
+
+    n_leads: AtLeastOne = 12
+    conv_channels: AtLeastOne = 256
+    conv_kernels: tuple[AtLeastOne, ...] = (2, 2, 2, 2)
+    conv_strides: tuple[AtLeastOne, ...] = (2, 2, 2, 2)
+    width: AtLeastOne = 768
+    n_layers: AtLeastOne = 12
+    n_heads: AtLeastOne = 12
+    ffn_width: AtLeastOne = 3072
+    pos_conv_kernel: AtLeastOne = 128
+    pos_conv_groups: AtLeastOne = 16
+    n_codebooks: AtLeastOne = 2
+    codebook_entries: AtLeastOne = 320
+    codebook_width: AtLeastOne = 256  # the quantizer's output, all codebooks together
+    contrast_width: AtLeastOne = 256  # where context and quantized features are compared
+
+    def __post_init__(self) -> None:
+        for whole, part in (("width", "n_heads"), ("width", "pos_conv_groups"), ("codebook_width", "n_codebooks")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} ({getattr(self, whole)}) must be a multiple of {part}")
+        if len(self.conv_kernels) != len(self.conv_strides):
+            raise ValueError("conv_kernels and conv_strides must have the same length")
+
+
+@dataclass(frozen=True, config=STRICT)
+class PretrainConfig:
+    """Self-supervised training: wav2vec 2.0 + CMSC + random lead masking. Defaults: the published recipe.
+
+    same_patient_negatives: in CMSC, two ECGs of one patient repel each other (the reference's way)
+    """
+
+    model: ModelConfig = ModelConfig()
+    max_steps: AtLeastOne = 329_000  # updates: 240 epochs of 1,405,625 segments, 1,024 segments an update
+    batch_pairs: AtLeastOne = 64
+    accumulate: AtLeastOne = 8  # batches per update
+    learning_rate: Positive = 5e-5
+    warmup_steps: Count = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    adam_eps: Positive = 1e-6
+    dropout: Share = 0.1
+    feature_grad_scale: Share = 0.1
+    lead_mask_probability: Share = 0.5
+    span_mask_probability: Share = 0.65
+    span_mask_frames: AtLeastOne = 10
+    n_negatives: AtLeastOne = 100
+    contrastive_temperature: Positive = 0.1
+    cmsc_temperature: Positive = 0.1
+    diversity_weight: float = 0.1
+    feature_penalty_weight: float = 10.0
+    cmsc_weight: float = 1.0
+    same_patient_negatives: bool = False
+    quantizer_temperature: tuple[float, float, float] = (2.0, 0.5, 0.999995)  # start, end, decay per update
+    seed: int = 0
+    valid_every: AtLeastOne = 500  # steps
+    save_every: AtLeastOne = 1000  # steps
+    keep_last: AtLeastOne = 1  # checkpoints
+    device: str = "auto"  # auto: a GPU where there is one
+    loader_workers: Count = 0
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device", "loader_workers"})
+
+
+@dataclass(frozen=True, config=STRICT)
+class FinetuneConfig:
+    """Supervised training on labelled segments.
+
+    init: start from the pretrained encoder, or from `random` weights (the supervised baseline)
+    layer_decay: learning rate of each layer relative to the one above it; 1 is the published flat recipe
+    freeze_extractor: the convolutional feature extractor is not trained (published: true)
+    """
+
+    init: Literal["pretrained", "random"] = "pretrained"
+    max_epochs: AtLeastOne = 140
+    batch_size: AtLeastOne = 256
+    learning_rate: Positive = 1e-6
+    head_learning_rate: Positive | None = None  # None: as learning_rate
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    warmup_steps: Count = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    adam_eps: Positive = 1e-8
+    dropout: Share = 0.0
+    activation_dropout: Share = 0.1
+    freeze_extractor: bool = True
+    lead_mask_probability: Share = 0.0
+    pos_weight: bool = True  # weigh positives by negatives / positives of the train split
+    patience_epochs: Count = 0  # stop after so many epochs without a better valid AUPRC; 0: never
+    seed: int = 0
+    device: str = "auto"
+    loader_workers: Count = 0
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device", "loader_workers"})
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluateConfig:
+    """Record-level evaluation on the test split, and its report."""
+
+    bootstrap_samples: AtLeastOne = 1000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    probe_random_encoder: bool = True  # the linear probe on a randomly initialised encoder, beside the pretrained
+    drawn_records: Count = 3
+    batch_size: AtLeastOne = 256
+    seed: int = 0
+    device: str = "auto"
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pipeline:
+    """One named pipeline of pipelines.yaml."""
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    description: str = ""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    splits: SplitsConfig = SplitsConfig()
+    labels: LabelsConfig = LabelsConfig()
+    manifests: ManifestsConfig = ManifestsConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def content_of(config: Any) -> Any:
+    """The values of a config that decide a stage's output, as JSON-able data: all but the operational ones."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        operational: frozenset[str] = getattr(config, "OPERATIONAL", frozenset())
+        return {
+            f.name: content_of(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in operational
+        }
+    if isinstance(config, Mapping):
+        return {str(key): content_of(value) for key, value in config.items()}
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return [content_of(value) for value in config]
+    return config
+
+
+def to_dict(config: Any) -> Any:
+    """Every value of a config as plain data, so that `from_dict` gives the same config back."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A config of class `cls` from plain data.
+
+    Raises:
+        InputError: an unknown key or a value of the wrong type or range, named with its place.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {path + ': ' if path else ''}{_explain(cls, first)}") from error
+
+
+def read_pipelines(path: Path) -> dict[str, dict[str, Any]]:
+    """The pipelines of a pipelines.yaml, unchecked: a mapping of name to values."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; name one with --pipelines FILE") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(values, dict) for values in loaded.values()):
+        raise InputError(f"{path}: expected a mapping of pipeline names to their values")
+    return loaded
+
+
+def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipeline:
+    """The pipeline `name` of the file `path`, with `overrides` such as `pretrain.max_steps=200` put in.
+
+    Raises:
+        InputError: no such pipeline, an unknown key, a wrong value.
+    """
+    pipelines = read_pipelines(path)
+    if name not in pipelines:
+        raise InputError(f"{path.name}: no pipeline {name!r}; it has {', '.join(sorted(pipelines))}")
+    values = pipelines[name]
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise InputError(f"--set {override}: expected KEY=VALUE, such as pretrain.max_steps=200")
+        *parents, leaf = key.strip().split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise InputError(f"--set {override}: {parent} holds a value, not a section")
+        place[leaf] = yaml.safe_load(value)
+    return from_dict(Pipeline, values, f"{path.name}: {name}")
+
+
+def _explain(cls: type, error: Any) -> str:
+    """One pydantic error in this project's words: expected, found, what to do."""
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _fields_at(cls, error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"unknown key; {f'did you mean {near[0]!r}?' if near else 'known: ' + ', '.join(sorted(known))}"
+    message = error["msg"].removeprefix("Value error, ")
+    found = error["input"]
+    plain = found is None or isinstance(found, str | int | float | bool | list | tuple)
+    return f"{message}, found {found!r}" if plain else message
+
+
+def _fields_at(cls: type, path: Sequence[int | str]) -> list[str]:
+    """The keys that may stand at a place of a config class."""
+    for part in path:
+        (match,) = [f for f in dataclasses.fields(cls) if f.name == part]
+        cls = type(match.default)
+    return [f.name for f in dataclasses.fields(cls) if f.init]

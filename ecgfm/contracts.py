@@ -1,0 +1,175 @@
+"""Tables that cross a stage: written and read as Parquet, checked against data_contracts/ both times.
+
+A contract is one YAML file that a person can read: columns with type, unit, nullability, range or allowed
+values; the key; references to other tables. The checks themselves run in pandera.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import yaml
+
+from ecgfm.ecg import InputError
+
+if TYPE_CHECKING:
+    import pandera.polars as pa
+
+_PACKAGED = Path(__file__).parent / "data_contracts"
+CONTRACTS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "data_contracts"
+
+TYPES: dict[str, pl.DataType] = {
+    "string": pl.String(),
+    "int8": pl.Int8(),
+    "int64": pl.Int64(),
+    "float32": pl.Float32(),
+    "float64": pl.Float64(),
+    "datetime": pl.Datetime("us"),
+    "list[string]": pl.List(pl.String()),
+    "list[float32]": pl.List(pl.Float32()),
+    "list[float64]": pl.List(pl.Float64()),
+}
+
+
+@cache
+def contract(name: str) -> dict[str, Any]:
+    """The contract `name` as its YAML file says it."""
+    loaded: dict[str, Any] = yaml.safe_load((CONTRACTS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def empty_table(name: str, other_columns: Iterable[str] = ()) -> pl.DataFrame:
+    """A table of no rows with the columns of a contract."""
+    rules = contract(name)
+    schema = {column: TYPES[rule["type"]] for column, rule in rules["columns"].items()}
+    return pl.DataFrame(schema=schema | {column: TYPES[rules["other_columns"]["type"]] for column in other_columns})
+
+
+def table_of(name: str, rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """A table of a contract's columns and types from rows as mappings; absent values are null."""
+    return pl.DataFrame(list(rows), schema=empty_table(name).schema, orient="row")
+
+
+def write_table(
+    table: pl.DataFrame, name: str, path: Path, references: Mapping[str, pl.DataFrame] | None = None
+) -> None:
+    """Check `table` against the contract `name` and write it to `path` as Parquet.
+
+    references: the tables, by contract name, that this one's references are checked against
+
+    Raises:
+        InputError: the table breaks its contract; names the table, the column and the first keys.
+    """
+    check(table, name, references)
+    partial = path.with_name(path.name + ".partial")
+    table.write_parquet(partial, compression="zstd", statistics=True)
+    os.replace(partial, path)
+
+
+def read_table(path: Path, name: str) -> pl.DataFrame:
+    """The Parquet table at `path`, checked against the contract `name`.
+
+    Raises:
+        InputError: no such file, not Parquet, or the table breaks its contract.
+    """
+    try:
+        table = pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such table") from error
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path}: not a readable Parquet table: {str(error).splitlines()[0]}") from error
+    check(table, name)
+    return table
+
+
+def read_tables(paths: Iterable[Path], name: str) -> pl.DataFrame:
+    """The tables at `paths`, one below the other."""
+    return pl.concat([empty_table(name), *(read_table(path, name) for path in paths)])
+
+
+def check(table: pl.DataFrame, name: str, references: Mapping[str, pl.DataFrame] | None = None) -> None:
+    """Check a table against the contract `name`; see `write_table`."""
+    import pandera.errors
+
+    rules = contract(name)
+    known = set(rules["columns"])
+    missing = [column for column in rules["columns"] if column not in table.columns]
+    extra = [column for column in table.columns if column not in known] if "other_columns" not in rules else []
+    if missing or extra:
+        raise InputError(
+            f"table {name}: expected the columns {', '.join(rules['columns'])}; "
+            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'}"
+        )
+    try:
+        _schema(name, tuple(table.columns)).validate(table, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        raise InputError(_first_failure(table, name, error)) from error
+    if (both := rules.get("exactly_one_of")) and table.height:
+        wrong = table.filter(pl.sum_horizontal(pl.col(column).is_not_null() for column in both) != 1)
+        if wrong.height:
+            raise InputError(f"table {name}: exactly one of {' and '.join(both)} must be set {_keys(wrong, rules)}")
+    for column, target in rules.get("references", {}).items():
+        other, _, other_column = target.partition(".")
+        if references and other in references:
+            strays = table.join(references[other], left_on=column, right_on=other_column, how="anti")
+            if strays.height:
+                raise InputError(f"table {name}: column {column}: not in {target} {_keys(strays, rules)}")
+
+
+@cache
+def _schema(name: str, columns: tuple[str, ...]) -> pa.DataFrameSchema:
+    import pandera.polars as pa
+
+    rules = contract(name)
+
+    def column(rule: Mapping[str, Any]) -> pa.Column:
+        checks = []
+        if "allowed" in rule:
+            checks.append(pa.Check.isin(rule["allowed"]))
+        if "min" in rule:
+            checks.append(pa.Check.ge(rule["min"]))
+        if "max" in rule:
+            checks.append(pa.Check.le(rule["max"]))
+        return pa.Column(TYPES[rule["type"]], checks=checks, nullable=rule.get("nullable", False))
+
+    known = rules["columns"]
+    described = {c: column(known[c] if c in known else rules["other_columns"]) for c in columns}
+    return pa.DataFrameSchema(described, unique=list(rules["key"]), strict=True)
+
+
+def _first_failure(table: pl.DataFrame, name: str, error: Any) -> str:
+    """One line for the first broken rule: table, column, what was expected, what was found, in which rows."""
+    rules = contract(name)
+    cases: pl.DataFrame = error.failure_cases
+    case = cases.row(0, named=True)
+    column, rule = case["column"], case["check"]
+    same = cases.filter(pl.col("check") == rule, pl.col("column").eq_missing(column))
+    where = ""
+    if rule == "multiple_fields_uniqueness":
+        key = list(rules["key"])
+        return f"table {name}: the key {', '.join(key)} must be unique {_keys(table.filter(table.select(key).is_duplicated()), rules)}"
+    expected = rules["columns"].get(column, rules.get("other_columns", {}))
+    if rule == "not_nullable":
+        wrong = table.filter(pl.col(column).is_null())
+        return f"table {name}: column {column}: may not be null {_keys(wrong, rules)}"
+    if str(rule).startswith("dtype"):
+        return f"table {name}: column {column}: expected type {expected['type']}, found {table.schema[column]}"
+    rows = [row for row in same["index"].to_list() if row is not None]
+    if rows:
+        where = " " + _keys(table[rows], rules)
+    limits = "; ".join(f"{word} {expected[word]}" for word in ("allowed", "min", "max") if word in expected)
+    return f"table {name}: column {column}: expected {limits}, found {case['failure_case']!r}{where}"
+
+
+def _keys(rows: pl.DataFrame, rules: Mapping[str, Any]) -> str:
+    """The keys of the first rows, for an error."""
+    shown = [
+        "/".join(str(value) for value in key) if len(key) > 1 else str(key[0])
+        for key in rows.select(rules["key"]).head(3).rows()
+    ]
+    return f"({rows.height} row{'s' if rows.height != 1 else ''}, first: {', '.join(shown)})"

@@ -1,0 +1,85 @@
+"""The words of this house: leads, one recording, and why a recording is turned away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+"""The twelve standard leads, in the order every array of this project has them."""
+
+INVALID = -32768
+"""The stored value of an invalid sample (WFDB format 16); NaN in memory."""
+
+RejectReason = Literal[
+    "missing_header",  # a signal file without its header
+    "missing_signal",  # a header without its signal file
+    "unreadable_header",  # the header does not parse
+    "unreadable_signal",  # the signal does not decode
+    "truncated",  # fewer samples than the header promises
+    "unknown_units",  # neither V, mV, uV nor nV
+    "no_standard_lead",  # none of the twelve leads by name
+    "duplicate_lead",  # one lead name twice
+    "no_valid_sample",  # nothing but invalid samples
+]
+REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
+
+
+class InputError(ValueError):
+    """What the person who started the program can mend: a path, a config value, a file's content.
+
+    The message is one line: what was expected, what was found, what to do. The command line shows it
+    without a traceback and exits with 2.
+    """
+
+
+class Rejected(Exception):
+    """One record cannot be used. It becomes a row of `rejects.parquet`; the run goes on."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Digital:
+    """A signal as an ADC stored it: `mV = (digital - baseline) / adc_gain_per_mv`, lead by lead.
+
+    digital: (lead, time) int16, `INVALID` where there is no sample
+    adc_gain_per_mv: (lead,) float64, ADC units per millivolt
+    baseline: (lead,) float64, the digital value at 0 mV
+    """
+
+    digital: np.ndarray
+    adc_gain_per_mv: np.ndarray
+    baseline: np.ndarray
+
+    def to_mv(self) -> np.ndarray:
+        """(lead, time) float64, millivolt; NaN where the sample is invalid."""
+        signal_mv = (self.digital - self.baseline[:, None]) / self.adc_gain_per_mv[:, None]
+        signal_mv[self.digital == INVALID] = np.nan
+        return signal_mv
+
+
+@dataclass(frozen=True)
+class EcgRecord:
+    """One ECG recording as its source gives it, leads in the file's own order and spelling.
+
+    signal_mv: (lead, time) float64, millivolt; NaN where invalid
+    digital: the same signal as stored in the file, where the file is digital (int16) and so can be kept
+        without loss; None otherwise
+    """
+
+    record_id: str
+    leads: tuple[str, ...]
+    sampling_rate_hz: float
+    signal_mv: np.ndarray
+    digital: Digital | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """Samples per lead."""
+        return int(self.signal_mv.shape[1])
