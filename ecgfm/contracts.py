@@ -47,7 +47,7 @@ def empty_table(name: str, other_columns: Iterable[str] = ()) -> pl.DataFrame:
     """A table of no rows with the columns of a contract."""
     rules = contract(name)
     schema = {column: TYPES[rule["type"]] for column, rule in rules["columns"].items()}
-    return pl.DataFrame(schema=schema | {column: TYPES[rules["other_columns"]["type"]] for column in other_columns})
+    return pl.DataFrame(schema=schema | dict.fromkeys(other_columns, TYPES[rules["other_columns"]["type"]]))
 
 
 def table_of(name: str, rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -151,8 +151,8 @@ def _first_failure(table: pl.DataFrame, name: str, error: Any) -> str:
     same = cases.filter(pl.col("check") == rule, pl.col("column").eq_missing(column))
     where = ""
     if rule == "multiple_fields_uniqueness":
-        key = list(rules["key"])
-        return f"table {name}: the key {', '.join(key)} must be unique {_keys(table.filter(table.select(key).is_duplicated()), rules)}"
+        twice = table.filter(table.select(rules["key"]).is_duplicated())
+        return f"table {name}: the key {', '.join(rules['key'])} must be unique {_keys(twice, rules)}"
     expected = rules["columns"].get(column, rules.get("other_columns", {}))
     if rule == "not_nullable":
         wrong = table.filter(pl.col(column).is_null())

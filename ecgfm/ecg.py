@@ -59,7 +59,7 @@ class Digital:
 
     def to_mv(self) -> np.ndarray:
         """(lead, time) float64, millivolt; NaN where the sample is invalid."""
-        signal_mv = (self.digital - self.baseline[:, None]) / self.adc_gain_per_mv[:, None]
+        signal_mv: np.ndarray = (self.digital - self.baseline[:, None]) / self.adc_gain_per_mv[:, None]
         signal_mv[self.digital == INVALID] = np.nan
         return signal_mv
 
