@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 STRICT = ConfigDict(extra="forbid")
 
+PROGRESS_BAR: dict[str, Any] = {"disable": None, "delay": 2.0, "leave": False}
+"""How tqdm shows progress everywhere: only on a terminal, only after two seconds."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -36,6 +39,13 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ListConfig:
+    """Which source is listed."""
+
+    source: str
+
+
+@dataclass(frozen=True, config=STRICT)
 class PrepareConfig:
     """Raw recordings to shards."""
 
@@ -44,11 +54,6 @@ class PrepareConfig:
     max_rejected_share: Share = 0.2  # a source with a larger share of rejected records stops the run
     workers: Count = 0  # processes; 0: one per core
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"max_rejected_share", "workers"})
-
-    @property
-    def segment_samples(self) -> int:
-        """Samples per segment and lead."""
-        return round(self.segment_seconds * self.sampling_rate_hz)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,0 +1,219 @@
+"""What decides content: digests of files, of raw folders and of code, and their differences in words."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ecgfm.ecg import InputError
+
+KEY_LENGTH = 32  # hex digits: 128 bits
+
+
+@dataclass(frozen=True)
+class Input:
+    """Files that a stage reads.
+
+    path: a directory or a file, handed to the stage's function
+    digest: of the content of those files that the stage reads
+    origin: where they come from, in words ("prepare ptb_xl records500/00000")
+    folders: for raw files, a digest per folder, so that `explain` can name the folder that changed
+    """
+
+    path: Path
+    digest: str
+    origin: str
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RawTree:
+    """The files of a raw folder: path below the root -> what identifies the content."""
+
+    root: Path
+    files: Mapping[str, str]
+    origin: str
+
+    @classmethod
+    def scan(cls, root: Path, origin: str, hash_content: bool = False) -> RawTree:
+        """Every file below `root` with size and modification time, or with its content's hash.
+
+        Raises:
+            InputError: no such folder, or no file in it.
+        """
+        if not root.is_dir():
+            raise InputError(f"{origin}: no such folder: {root}; give the raw folder with --raw {origin}=PATH")
+        files: dict[str, str] = {}
+        for path, entry in _walk(str(root), ""):
+            stat = entry.stat()
+            files[path] = f"{stat.st_size}:{sha256_of(Path(entry.path)) if hash_content else stat.st_mtime_ns}"
+        if not files:
+            raise InputError(f"{origin}: the folder {root} is empty")
+        return cls(root, files, origin)
+
+    def everything(self) -> Input:
+        """All files below the root."""
+        return Input(self.root, digest_of(self.files), f"{self.origin} raw files", self._folders())
+
+    def by_slice(self, slice_ids: Sequence[str]) -> dict[str, Input]:
+        """For each slice (a folder or a file of the tree) the files at or below it; the stage gets the root."""
+        wanted = set(slice_ids)
+        grouped: dict[str, dict[str, str]] = {slice_id: {} for slice_id in slice_ids}
+        for path, identity in self.files.items():
+            place = path
+            while place and place not in wanted:
+                place = place.rpartition("/")[0]
+            if place:
+                grouped[place][path] = identity
+        return {
+            slice_id: Input(self.root, digest_of(files), f"{self.origin} raw files", {slice_id: digest_of(files)})
+            for slice_id, files in grouped.items()
+        }
+
+    def _folders(self, max_depth: int = 3, max_folders: int = 5000) -> dict[str, str]:
+        grouped: dict[str, dict[str, str]] = defaultdict(dict)
+        for path, identity in self.files.items():
+            grouped["/".join(path.split("/")[:-1][:max_depth]) or "."][path] = identity
+        if len(grouped) > max_folders and max_depth > 1:
+            return self._folders(max_depth - 1, max_folders)
+        return {folder: digest_of(files) for folder, files in sorted(grouped.items())}
+
+
+def differences(
+    past: Mapping[str, Any], now: Mapping[str, Any], past_folders: Mapping[str, Any], now_folders: Mapping[str, Any]
+) -> list[str]:
+    """What changed between the ingredients of two keys, one phrase each."""
+    reasons = []
+    if past["version"] != now["version"]:
+        reasons.append(f"stage version {past['version']} -> {now['version']}")
+    before, after = _flat(past["config"]), _flat(now["config"])
+    reasons += [
+        f"config {name} {_shown(before.get(name))} -> {_shown(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    for name in sorted(past["inputs"].keys() | now["inputs"].keys()):
+        old, new = past["inputs"].get(name, {}), now["inputs"].get(name, {})
+        if old == new:
+            continue
+        if name in past_folders or name in now_folders:
+            reasons += _set_difference(past_folders.get(name, {}), now_folders.get(name, {}), "folder")
+        else:
+            reasons += _set_difference(old, new, "input")
+    changed = [name for name in now["code"] if past["code"].get(name) != now["code"][name]]
+    changed += [name for name in past["code"] if name not in now["code"]]
+    if changed:
+        reasons.append(f"code of {', '.join(sorted(changed))} changed")
+    return reasons
+
+
+def code_digests(module: str, also: Sequence[str] = (), chosen: frozenset[str] = frozenset()) -> dict[str, str]:
+    """A digest per module that `module` (and `also`) imports of its own package, itself included.
+
+    Comments, docstrings and layout do not count. Imports inside functions count; so do those of imported modules.
+    The imports of a module in `chosen` do not: it is a table of alternatives. Nor does `config`: its values are
+    ingredients of their own, and a new default for one stage must not remake all the others.
+    """
+    waiting, digests = [module, *also], {}
+    while waiting:
+        name = waiting.pop()
+        path = _source_of(name)
+        if path is None or name in digests or name == "ecgfm.config":
+            continue
+        digests[name], imports = _parse(path, name)
+        if name not in chosen:
+            waiting += imports
+    return dict(sorted(digests.items()))
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """One digest for files, from what identifies each: path -> identity."""
+    lines = "".join(f"{name}\0{identity}\n" for name, identity in sorted(files.items()))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:KEY_LENGTH]
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@cache
+def _source_of(module: str) -> Path | None:
+    """The file of a module, without importing it. A package's __init__ counts only below the top level."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations or not rest:
+        return None
+    base = Path(spec.submodule_search_locations[0], *rest)
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+
+
+@cache
+def _parse(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
+    """The digest of a module's code and the modules of its own package that it may import."""
+    tree = ast.parse(path.read_bytes())
+    top = module.partition(".")[0]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    imports: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            imports += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    # unparse rather than dump: the dump of one source differs between Python versions
+    digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    return digest, tuple(sorted({name for name in imports if name.partition(".")[0] == top}))
+
+
+def _walk(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            path = f"{below}{entry.name}"
+            if entry.is_dir():
+                yield from _walk(entry.path, path + "/")
+            elif entry.is_file():
+                yield path, entry
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        return {prefix: config} if prefix else {}
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = "unset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _set_difference(old: Mapping[str, str], new: Mapping[str, str], noun: str) -> list[str]:
+    """Phrases such as "3 new folders (a, b, c)"."""
+    groups = {
+        "new": [name for name in new if name not in old],
+        "changed": [name for name in new if name in old and old[name] != new[name]],
+        "removed": [name for name in old if name not in new],
+    }
+    phrases = []
+    for word, names in groups.items():
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            phrases.append(f"{len(names)} {word} {noun}{'s' if len(names) > 1 else ''} ({shown})")
+    return phrases

@@ -1,0 +1,388 @@
+"""The stage store: what is already there is not made again.
+
+A stage is one plain function, `(inputs: paths, config: dataclass, out: directory) -> counts`. Its output lies in
+`<data_dir>/stages/<stage>/<key>/`, where the key is a hash of everything that decides the content: stage name
+and version, the config values that matter, the digests of the files it reads, and the syntax trees of the
+modules it is made of. It never includes absolute paths, dates, host names or run ids.
+
+A directory is built beside its place (`<key>.partial`), its `stage.json` is written last, and one rename commits
+it; a reader sees all of it or nothing. One maker per key: `flock`, which the kernel drops when its holder dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import fnmatch
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from ecgfm.config import content_of
+from ecgfm.ecg import InputError
+from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differences, digest_of, sha256_of
+
+RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")
+PR_SET_PDEATHSIG = 1  # prctl(2)
+CHILD = "import sys, pathlib, ecgfm.stages as s; sys.exit(s.obey(pathlib.Path(sys.argv[1]), int(sys.argv[2])))"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of stage.
+
+    function: `module:name`, imported only where it runs, so that looking at a plan needs no torch
+    volatile: patterns of output files that differ from run to run (times); they do not enter the digest
+    resumable: a killed run's partial output is handed to the next run instead of being removed
+    own_process: runs in a process group of its own (training)
+    chosen_code: modules that import alternatives, of which a request names its own (`Request.code`)
+    """
+
+    name: str
+    function: str
+    version: int = 1
+    volatile: tuple[str, ...] = ()
+    resumable: bool = False
+    own_process: bool = False
+    chosen_code: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One stage with everything that decides its output.
+
+    subject: which of several outputs of this kind, in words ("ptb_xl records500/00000"); "" where there is one
+    """
+
+    stage: Stage
+    inputs: Mapping[str, Input | Sequence[Input]]
+    config: Any = None
+    subject: str = ""
+    code: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: "prepare ptb_xl records500/00000"."""
+        return f"{self.stage.name} {self.subject}".strip()
+
+    @cached_property
+    def ingredients(self) -> dict[str, Any]:
+        """Everything that decides the output, as JSON-able data. Its hash is the key."""
+        return {
+            "stage": self.stage.name,
+            "version": self.stage.version,
+            "subject": self.subject,
+            "config": content_of(self.config),
+            "inputs": {name: _identity(given) for name, given in sorted(self.inputs.items())},
+            "code": code_digests(self.stage.function.partition(":")[0], self.code, self.stage.chosen_code),
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """The name of the output's directory."""
+        text = json.dumps(self.ingredients, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished stage: a directory whose `stage.json` says what is in it."""
+
+    directory: Path
+    name: str
+    files: Mapping[str, str]  # relative path -> sha256, volatile files left out
+    counts: Mapping[str, int]
+    seconds: float
+    cached: bool = False  # it was there already
+
+    def select(self, *patterns: str) -> Input:
+        """The files that match one of the patterns; the stage gets the directory."""
+        chosen = {name: sha for name, sha in self.files.items() if any(fnmatch.fnmatch(name, p) for p in patterns)}
+        if not chosen:
+            raise InputError(f"{self.directory}: no file matches {', '.join(patterns)}")
+        return Input(self.directory, digest_of(chosen), self.name)
+
+    def file(self, name: str) -> Input:
+        """One file; the stage gets its path."""
+        return Input(self.directory / name, self.files[name], self.name)
+
+    def as_raw(self, origin: str) -> RawTree:
+        """What the stage wrote, as another stage's raw folder."""
+        return RawTree(self.directory, self.files, origin)
+
+
+class Store:
+    """The stages of one data directory."""
+
+    def __init__(self, data_dir: Path, verify: bool = False) -> None:
+        """verify: a hit also needs every file's hash, not only its size."""
+        self.data_dir = data_dir
+        self.verify = verify
+        self._histories: dict[str, list[dict[str, Any]]] = {}
+
+    def place(self, request: Request) -> Path:
+        """Where the output of a request lies, made or not."""
+        return self.data_dir / "stages" / request.stage.name / request.key
+
+    def find(self, request: Request) -> Output | None:
+        """The finished and undamaged output of a request, or None."""
+        place = self.place(request)
+        return self._load(place, request.name) if self._damage(place) is None else None
+
+    def make(self, request: Request, force: bool = False) -> Output:
+        """The output of a request: as it is there, or made now.
+
+        force: make it although it is there
+
+        Raises:
+            InputError: the data directory cannot be written, or what the stage's function raises.
+        """
+        if not force and (found := self.find(request)):
+            return found
+        place = self.place(request)
+        with self._lock(place):
+            if not force and (found := self.find(request)):  # another process made it while we waited
+                return found
+            partial = place.with_name(place.name + ".partial")
+            if partial.exists() and (force or not request.stage.resumable):
+                shutil.rmtree(partial)
+            partial.mkdir(exist_ok=True)
+            started = time.monotonic()
+            function = _import(request.stage.function)
+            counts = function({name: _paths(given) for name, given in request.inputs.items()}, request.config, partial)
+            self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
+            self._histories.pop(request.stage.name, None)
+        return self._load(place, request.name, cached=False)
+
+    def make_in_own_process(
+        self, request: Request, force: bool = False, on_line: Callable[[str], None] | None = None
+    ) -> Output:
+        """`make` in a new process group: training is never forked from the process that orchestrates it.
+
+        The group ends with its parent, even one killed with SIGKILL. on_line: gets each line that the process
+        prints; without it the process shares the terminal.
+
+        Raises:
+            InputError: as the stage raised it.
+            RuntimeError: the process failed or was killed.
+        """
+        if not force and (found := self.find(request)):
+            return found
+        with tempfile.TemporaryDirectory(prefix="ecgfm-") as scratch:
+            order = Path(scratch) / "order.pickle"
+            order.write_bytes(pickle.dumps((self, request, force)))
+            pipe = subprocess.PIPE if on_line else None
+            child = subprocess.Popen(
+                [sys.executable, "-c", CHILD, str(order), str(os.getpid())],
+                stdout=pipe,
+                stderr=subprocess.STDOUT if on_line else None,
+                text=True,
+                start_new_session=True,
+            )
+            try:
+                last = ""
+                for line in child.stdout or ():
+                    last = line.rstrip() or last
+                    if on_line:
+                        on_line(line.rstrip())
+                code = child.wait()
+            except BaseException:
+                _end_group(child)
+                raise
+            refusal = order.with_suffix(".error")
+            if refusal.exists():
+                raise InputError(refusal.read_text())
+        if code:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            raise RuntimeError(f"{request.name}: its process {how}{f': {last}' if last else ''}")
+        return self._load(self.place(request), request.name, cached=False)
+
+    def explain(self, request: Request) -> str:
+        """Why the output of a request is not there, in a user's words; "" where it is."""
+        damage = self._damage(self.place(request))
+        if damage is None:
+            return ""
+        if damage:
+            return damage
+        earlier = [
+            past for past in self._history(request.stage.name) if past["ingredients"]["subject"] == request.subject
+        ]
+        if not earlier:
+            return "new" if request.subject else "never made"
+        now, folders = request.ingredients, _folders(request)
+        nearest: list[str] = min((differences(p["ingredients"], now, p["folders"], folders) for p in earlier), key=len)
+        return "; ".join(nearest)
+
+    def _damage(self, place: Path) -> str | None:
+        """None: whole. "": not there. Otherwise what is wrong with it."""
+        try:
+            facts = json.loads((place / "stage.json").read_bytes())
+        except FileNotFoundError:
+            return "output damaged: stage.json is missing" if place.exists() else ""
+        except ValueError:
+            return "output damaged: stage.json does not parse"
+        for name, expected in facts["files"].items():
+            try:
+                size = os.stat(place / name).st_size
+            except FileNotFoundError:
+                return f"output damaged: {name} is missing"
+            if size != expected["bytes"]:
+                return f"output damaged: {name} has {size:,} bytes instead of {expected['bytes']:,}"
+            if self.verify and sha256_of(place / name) != expected["sha256"]:
+                return f"output damaged: {name} has other bytes than were written"
+        return None
+
+    def _load(self, place: Path, name: str, cached: bool = True) -> Output:
+        facts = json.loads((place / "stage.json").read_bytes())
+        files = {path: file["sha256"] for path, file in facts["files"].items() if not file.get("volatile")}
+        return Output(place, name, files, facts["counts"], facts["seconds"], cached)
+
+    def _commit(self, request: Request, partial: Path, counts: dict[str, int], seconds: float) -> None:
+        files: dict[str, dict[str, Any]] = {}
+        for path in sorted(p for p in partial.rglob("*") if p.is_file() and p.name != "stage.json"):
+            name = path.relative_to(partial).as_posix()
+            volatile = any(fnmatch.fnmatch(name, pattern) for pattern in request.stage.volatile)
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)} | (
+                {"volatile": True} if volatile else {}
+            )
+            _sync(path)
+        facts = {
+            "name": request.name,
+            "key": request.key,
+            "digest": digest_of({name: file["sha256"] for name, file in files.items() if not file.get("volatile")}),
+            "ingredients": request.ingredients,
+            "folders": _folders(request),
+            "files": files,
+            "counts": counts,
+            "seconds": round(seconds, 3),
+            "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": {"python": platform.python_version()} | _versions(),
+        }
+        manifest = partial / "stage.json"
+        manifest.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        _sync(manifest)
+        place = self.place(request)
+        if place.exists():
+            os.rename(place, place.with_name(f"{place.name}.stale-{os.getpid()}"))
+        os.rename(partial, place)
+        _sync(place.parent)
+        for stale in place.parent.glob(place.name + ".stale-*"):
+            shutil.rmtree(stale)
+
+    def _history(self, stage: str) -> list[dict[str, Any]]:
+        """The facts of every finished output of a stage, newest first."""
+        if stage not in self._histories:
+            facts = []
+            for path in (self.data_dir / "stages" / stage).glob("*/stage.json"):
+                try:
+                    facts.append(json.loads(path.read_bytes()))
+                except (FileNotFoundError, ValueError):  # being replaced, or damaged: not a past to compare with
+                    continue
+            self._histories[stage] = sorted(facts, key=lambda past: past["made_at"], reverse=True)
+        return self._histories[stage]
+
+    @contextmanager
+    def _lock(self, place: Path) -> Iterator[None]:
+        """Hold the right to make `place`; waits for another holder."""
+        locks = self.data_dir / "stages" / ".locks"
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            locks.mkdir(parents=True, exist_ok=True)
+            handle = open(locks / f"{place.parent.name}-{place.name}", "w")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise InputError(
+                f"the data directory cannot be written: {error}; choose another with --data-dir"
+            ) from error
+        with handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def _identity(given: Input | Sequence[Input]) -> dict[str, str]:
+    """What the key knows of an input: origin -> digest."""
+    inputs = [given] if isinstance(given, Input) else given
+    identity = {one.origin: one.digest for one in inputs}
+    assert len(identity) == len(inputs), "two inputs of one name need different origins"
+    return dict(sorted(identity.items()))
+
+
+def _folders(request: Request) -> dict[str, dict[str, str]]:
+    """The folder digests of a request's raw inputs, by input name."""
+    return {
+        name: dict(given.folders)
+        for name, given in request.inputs.items()
+        if isinstance(given, Input) and given.folders
+    }
+
+
+def _paths(given: Input | Sequence[Input]) -> Path | list[Path]:
+    return given.path if isinstance(given, Input) else [one.path for one in given]
+
+
+def _import(function: str) -> Callable[[Mapping[str, Any], Any, Path], Mapping[str, int] | None]:
+    module, _, name = function.partition(":")
+    found: Callable[[Mapping[str, Any], Any, Path], Mapping[str, int] | None] = getattr(
+        importlib.import_module(module), name
+    )
+    return found
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in RECORDED_VERSIONS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # a partial installation is a fact to record, not an error
+            continue
+    return found
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _end_group(child: subprocess.Popen[str], patience_s: float = 10.0) -> None:
+    """SIGTERM to a process group, so that a trainer can save; SIGKILL to what is left after a while."""
+    try:
+        os.killpg(child.pid, signal.SIGTERM)
+        child.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    except ProcessLookupError:
+        child.wait()
+
+
+def obey(order: Path, parent: int) -> int:
+    """In a process of its own: make what `Store.make_in_own_process` wrote down; end when that process ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked to be told
+        return 1
+    store, request, force = pickle.loads(order.read_bytes())
+    try:
+        store.make(request, force)
+    except InputError as error:
+        order.with_suffix(".error").write_text(str(error))
+        return 2
+    return 0
