@@ -1,0 +1,1 @@
+"""File formats of ECG recordings, one module each. A reader gives an `EcgRecord` or raises `Rejected`."""
