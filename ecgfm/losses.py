@@ -173,7 +173,8 @@ def cmsc_loss(first: Tensor, second: Tensor, temperature: float, patients: Tenso
 
 
 def _divide_by_norm(x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True).clamp_min(1e-8)
+    norm: Tensor = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    return x / norm.clamp_min(1e-8)
 
 
 def pretraining_loss(
