@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -320,6 +320,5 @@ def _explain(cls: type, error: Any) -> str:
 def _fields_at(cls: type, path: Sequence[int | str]) -> list[str]:
     """The keys that may stand at a place of a config class."""
     for part in path:
-        (match,) = [f for f in dataclasses.fields(cls) if f.name == part]
-        cls = type(match.default)
+        cls = get_type_hints(cls)[str(part)]
     return [f.name for f in dataclasses.fields(cls) if f.init]
