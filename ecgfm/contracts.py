@@ -77,19 +77,25 @@ def read_table(path: Path, name: str) -> pl.DataFrame:
     Raises:
         InputError: no such file, not Parquet, or the table breaks its contract.
     """
-    try:
-        table = pl.read_parquet(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such table") from error
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: not a readable Parquet table: {str(error).splitlines()[0]}") from error
+    table = _read(path)
     check(table, name)
     return table
 
 
 def read_tables(paths: Iterable[Path], name: str) -> pl.DataFrame:
-    """The tables at `paths`, one below the other."""
-    return pl.concat([empty_table(name), *(read_table(path, name) for path in paths)])
+    """The Parquet tables at `paths`, one below the other, checked as one: a key in two of them is found."""
+    table = pl.concat([empty_table(name), *(_read(path) for path in paths)])
+    check(table, name)
+    return table
+
+
+def _read(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such table") from error
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path}: not a readable Parquet table: {str(error).splitlines()[0]}") from error
 
 
 def check(table: pl.DataFrame, name: str, references: Mapping[str, pl.DataFrame] | None = None) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import polars as pl
 from tqdm import tqdm
 
 from ecgfm.config import PROGRESS_BAR, ListConfig, PrepareConfig
@@ -141,8 +140,3 @@ def prepare_record(record: EcgRecord, shard: ShardWriter, config: PrepareConfig)
 
 def _named(flags: Any) -> list[str]:
     return [lead for lead, flag in zip(LEADS, flags, strict=True) if flag]
-
-
-def read_prepared(slices: list[Path], table: str) -> pl.DataFrame:
-    """One table (`records`, `segments` or `rejects`) of all slices."""
-    return pl.concat([read_table(directory / f"{table}.parquet", table) for directory in slices])

@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import pickle
 import platform
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -213,6 +215,25 @@ class Store:
             raise RuntimeError(f"{request.name}: its process {how}{f': {last}' if last else ''}")
         return self._load(self.place(request), request.name, cached=False)
 
+    def make_many(self, requests: Sequence[Request], workers: int, force: bool = False) -> Iterator[Output]:
+        """The outputs of independent requests, in order, made by up to `workers` processes.
+
+        The processes are spawned, not forked: HDF5 and the orchestrator's threads do not survive a fork.
+        """
+        found = [None if force else self.find(request) for request in requests]
+        missing = [request for request, output in zip(requests, found, strict=True) if output is None]
+        workers = min(workers, len(missing))
+        if workers <= 1:
+            yield from (output or self.make(request, force) for request, output in zip(requests, found, strict=True))
+            return
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+            making = iter([pool.submit(self.make, request, force) for request in missing])
+            try:
+                yield from (output or next(making).result() for output in found)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
     def explain(self, request: Request) -> str:
         """Why the output of a request is not there, in a user's words; "" where it is."""
         damage = self._damage(self.place(request))
@@ -352,6 +373,12 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # a partial installation is a fact to record, not an error
             continue
     return found
+
+
+def _one_thread() -> None:
+    """A worker among several: its numerical libraries take one core."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ[variable] = "1"
 
 
 def _sync(path: Path) -> None:

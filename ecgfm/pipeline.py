@@ -1,0 +1,321 @@
+"""The DAG: which stages a pipeline has, what each reads, and how to plan or run them.
+
+    raw files -> list -> prepare (a slice each) -> splits, labels -> manifests -> pretrain -> finetune -> evaluate
+
+The order stands once, in `walk`. What happens at each stage is the walker's affair: `plan` looks, `run_locally`
+makes, and flows/ makes under Prefect.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ecgfm.config import ListConfig, Pipeline
+from ecgfm.ecg import InputError
+from ecgfm.fingerprints import Input, RawTree
+from ecgfm.stages import Output, Request, Stage, Store
+
+SOURCE_TABLE = frozenset({"ecgfm.sources"})  # imports every source; a request names the one it uses
+TRAINING_FILES = ("timings.jsonl",)
+
+SYNTHESIZE = Stage("synthesize", "ecgfm.synthesize:synthesize")
+LIST = Stage("list", "ecgfm.prepare:list_source", chosen_code=SOURCE_TABLE)
+PREPARE = Stage("prepare", "ecgfm.prepare:prepare_slice", chosen_code=SOURCE_TABLE)
+SPLITS = Stage("splits", "ecgfm.splits:make_splits")
+LABELS = Stage("labels", "ecgfm.labels:make_labels", chosen_code=SOURCE_TABLE)
+MANIFESTS = Stage("manifests", "ecgfm.manifests:make_manifests", chosen_code=SOURCE_TABLE)
+PRETRAIN = Stage("pretrain", "ecgfm.pretrain:pretrain", volatile=TRAINING_FILES, resumable=True, own_process=True)
+FINETUNE = Stage("finetune", "ecgfm.finetune:finetune", volatile=TRAINING_FILES, resumable=True, own_process=True)
+EVALUATE = Stage("evaluate", "ecgfm.evaluate:evaluate", chosen_code=SOURCE_TABLE, own_process=True)
+STAGES = (SYNTHESIZE, LIST, PREPARE, SPLITS, LABELS, MANIFESTS, PRETRAIN, FINETUNE, EVALUATE)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The output of a stage that is not made: what reads it has no key yet."""
+
+    name: str
+
+    def select(self, *patterns: str) -> Input:
+        """Files that are not there yet."""
+        return Input(Path(), "", self.name)
+
+    file = select
+
+
+Made = Output | Pending
+Execute = Callable[[Sequence[Request], str], Sequence[Made]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages a run may make: all; or `only` some; or those `start` and after. `force`: make them anew."""
+
+    only: tuple[str, ...] = ()
+    start: str | None = None
+    force: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for option, names in (
+            ("only", self.only),
+            ("from", (self.start,) if self.start else ()),
+            ("force", self.force),
+        ):
+            for name in names:
+                if name not in STAGE_NAMES:
+                    raise InputError(f"--{option} {name}: no such stage; stages: {', '.join(STAGE_NAMES)}")
+
+    def allows(self, stage: Stage) -> bool:
+        """Whether this run may make the stage."""
+        late_enough = self.start is None or STAGE_NAMES.index(stage.name) >= STAGE_NAMES.index(self.start)
+        return late_enough and (not self.only or stage.name in self.only)
+
+
+@dataclass
+class Walker:
+    """Hands requests to `execute`, as far as the selection allows and what they read is there.
+
+    made: every request that was looked at, with its output
+    """
+
+    store: Store
+    execute: Execute
+    selection: Selection = Selection()
+    planning: bool = False
+    made: list[tuple[Request, Made]] = field(default_factory=list)
+
+    def one(self, request: Request) -> Made:
+        """The output of one request."""
+        return self.many([request], "")[0]
+
+    def many(self, requests: Sequence[Request], group: str) -> list[Made]:
+        """The outputs of independent requests; `group` is what they are together ("prepare ptb_xl")."""
+        outputs: dict[int, Made] = {}
+        ready = []
+        for place, request in enumerate(requests):
+            missing = [origin for origin, digest in _all_inputs(request) if not digest]
+            allowed = self.selection.allows(request.stage)
+            if missing and allowed and not self.planning:
+                raise InputError(
+                    f"{request.name} reads {missing[0]}, which is not made yet; "
+                    f"run without --only and --from, or make it first with --only {missing[0].split()[0]}"
+                )
+            if missing or not allowed:
+                found = None if missing else self.store.find(request)
+                outputs[place] = found or Pending(request.name)
+            else:
+                ready.append(place)
+        if ready:
+            outputs.update(zip(ready, self.execute([requests[place] for place in ready], group), strict=True))
+        ordered = [outputs[place] for place in range(len(requests))]
+        self.made += zip(requests, ordered, strict=True)
+        return ordered
+
+
+def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: bool = False) -> None:
+    """Every stage of a pipeline in order.
+
+    raw: source -> its raw folder; the synthetic source needs none
+    hash_raw: raw files are known by content instead of size and modification time
+
+    Raises:
+        InputError: an unknown source, a missing raw folder, too many rejected records, or what a stage raises.
+    """
+    slices: list[Made] = []
+    for source in pipeline.sources:
+        slices += _prepared(pipeline, source, raw, walker, hash_raw)
+    records = [made.select("records.parquet") for made in slices]
+    shards = [made.select("shard.h5") for made in slices]
+
+    splits, labels = walker.many(
+        [
+            Request(SPLITS, {"slices": records}, pipeline.splits),
+            Request(LABELS, {"slices": records}, pipeline.labels),
+        ],
+        "",
+    )
+    tables = [made.select("records.parquet", "segments.parquet") for made in slices]
+    split_table, label_tables = splits.select("splits.parquet"), labels.select("*")
+    manifests = walker.one(
+        Request(MANIFESTS, {"slices": tables, "splits": split_table, "labels": label_tables}, pipeline.manifests)
+    )
+    # each stage reads only the files it names: new labels leave the pairs, and so the pretrained encoder, as they are
+    pretrained = walker.one(
+        Request(PRETRAIN, {"manifests": manifests.select("cmsc_*"), "slices": shards}, pipeline.pretrain)
+    )
+    labelled = manifests.select("labelled_*", "label_space.yaml")
+    finetuned = walker.one(
+        Request(
+            FINETUNE,
+            {"manifests": labelled, "slices": shards, "pretrain": pretrained.select("*")},
+            pipeline.finetune,
+        )
+    )
+    walker.one(
+        Request(
+            EVALUATE,
+            {
+                "slices": [made.select("*") for made in slices],
+                "splits": split_table,
+                "labels": label_tables,
+                "manifests": manifests.select("*"),
+                "pretrain": pretrained.select("*"),
+                "finetune": finetuned.select("*"),
+            },
+            pipeline.evaluate,
+        )
+    )
+
+
+def _prepared(
+    pipeline: Pipeline, source: str, raw: Mapping[str, Path], walker: Walker, hash_raw: bool
+) -> Sequence[Made]:
+    """List one source and prepare its slices."""
+    module = f"ecgfm.sources.{source}"
+    if source == "synthetic" and source not in raw:
+        synthesized = walker.one(Request(SYNTHESIZE, {}, pipeline.synthetic))
+        if isinstance(synthesized, Pending):
+            return [Pending(f"prepare {source}")]
+        tree = synthesized.as_raw(source)
+    else:
+        if source not in raw:
+            raise InputError(f"source {source} needs its raw folder: give --raw {source}=PATH")
+        tree = RawTree.scan(raw[source], source, hash_raw)
+    listing = walker.one(Request(LIST, {"raw": tree.everything()}, ListConfig(source), source, (module,)))
+    if isinstance(listing, Pending):
+        return [Pending(f"prepare {source}")]
+    index = json.loads((listing.directory / "slices.json").read_bytes())
+    of_slice = tree.by_slice(list(index))
+    requests = [
+        Request(
+            PREPARE,
+            {"rows": listing.file(entry["file"]), "raw": of_slice[slice_id]},
+            pipeline.prepare,
+            f"{source} {slice_id}",
+            (module,),
+        )
+        for slice_id, entry in index.items()
+    ]
+    slices = walker.many(requests, f"prepare {source}")
+    _check_rejects(source, [made for made in slices if isinstance(made, Output)], pipeline.prepare.max_rejected_share)
+    return slices
+
+
+def _check_rejects(source: str, slices: Sequence[Output], max_share: float) -> None:
+    counts: dict[str, int] = {}
+    for made in slices:
+        for name, count in made.counts.items():
+            counts[name] = counts.get(name, 0) + count
+    listed, rejected = counts.get("listed", 0), counts.get("rejected", 0)
+    if rejected > max_share * listed or (listed and not counts["prepared"]):
+        reasons = ", ".join(
+            f"{n.removeprefix('rejected: ')}: {c}" for n, c in counts.items() if n.startswith("rejected: ")
+        )
+        raise InputError(
+            f"{source}: {rejected} of {listed} records were rejected ({reasons}), more than "
+            f"prepare.max_rejected_share ({max_share:g}); see rejects.parquet in {slices[0].directory.parent}"
+        )
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A line of a plan. status: `cached`, `run`, `skip` (not selected) or `wait` (its input is not made yet)."""
+
+    name: str
+    status: str
+    why: str = ""
+
+
+def plan(
+    pipeline: Pipeline,
+    raw: Mapping[str, Path],
+    store: Store,
+    selection: Selection = Selection(),
+    hash_raw: bool = False,
+) -> list[PlannedStage]:
+    """What `run` would do at each stage, and why. Writes nothing below the data directory."""
+    with tempfile.TemporaryDirectory(prefix="ecgfm-plan-") as scratch:
+        aside = Store(Path(scratch))
+
+        def look(requests: Sequence[Request], group: str) -> list[Made]:
+            looked: list[Made] = []
+            for request in requests:
+                found = store.find(request) if request.stage.name not in selection.force else None
+                if found is None and request.stage is LIST:
+                    found = aside.make(request)  # cheap, and without it the slices are unknown
+                    found = Output(found.directory, found.name, found.files, found.counts, found.seconds)
+                looked.append(found or Pending(request.name))
+            return looked
+
+        walker = Walker(store, look, selection, planning=True)
+        walk(pipeline, raw, walker, hash_raw)
+        return [_planned(store, selection, request, made) for request, made in walker.made]
+
+
+def _planned(store: Store, selection: Selection, request: Request, made: Made) -> PlannedStage:
+    missing = sorted({origin for origin, digest in _all_inputs(request) if not digest})
+    if not selection.allows(request.stage):
+        return PlannedStage(request.name, "skip", "not selected")
+    if request.stage.name in selection.force:
+        return PlannedStage(request.name, "run", "forced")
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return PlannedStage(request.name, "wait", f"runs if the output of {missing[0]}{more} changes")
+    if isinstance(made, Output) and store.find(request):
+        return PlannedStage(request.name, "cached")
+    return PlannedStage(request.name, "run", store.explain(request))
+
+
+def run_locally(
+    pipeline: Pipeline,
+    raw: Mapping[str, Path],
+    store: Store,
+    selection: Selection = Selection(),
+    *,
+    hash_raw: bool = False,
+    on_made: Callable[[Request, Output], None] = lambda request, output: None,
+) -> Walker:
+    """Make every stage in this process (training in processes of its own), without Prefect."""
+
+    def execute(requests: Sequence[Request], group: str) -> list[Made]:
+        outputs: list[Made] = []
+        for request, output in zip(requests, make_all(store, requests, selection, pipeline), strict=True):
+            on_made(request, output)
+            outputs.append(output)
+        return outputs
+
+    walker = Walker(store, execute, selection)
+    walk(pipeline, raw, walker, hash_raw)
+    return walker
+
+
+def make_all(
+    store: Store,
+    requests: Sequence[Request],
+    selection: Selection,
+    pipeline: Pipeline,
+    on_line: Callable[[str], None] | None = None,
+) -> Iterator[Output]:
+    """The outputs of independent requests, in order: training in its own process, slices on several cores."""
+    if all(request.stage is PREPARE for request in requests):
+        force = PREPARE.name in selection.force
+        yield from store.make_many(requests, pipeline.prepare.workers or os.cpu_count() or 1, force)
+        return
+    for request in requests:
+        force = request.stage.name in selection.force
+        if request.stage.own_process:
+            yield store.make_in_own_process(request, force, on_line)
+        else:
+            yield store.make(request, force)
+
+
+def _all_inputs(request: Request) -> list[tuple[str, str]]:
+    """(origin, digest) of every input."""
+    given = [[one] if isinstance(one, Input) else one for one in request.inputs.values()]
+    return [(one.origin, one.digest) for group in given for one in group]
