@@ -8,6 +8,7 @@ imported only then: it costs over a second and about 1 ms a record.
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import re
@@ -181,7 +182,7 @@ def read_header(raw_dir: Path, header_path: str) -> Header:
 def decode(content: bytes) -> str:
     """The text of a header: UTF-8, or Latin-1 as in older archives."""
     try:
-        return content.decode("utf-8-sig")
+        return content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError:
         return content.decode("latin-1")
 
@@ -345,7 +346,8 @@ def _decode_with_wfdb(path: Path, record_id: str) -> EcgRecord:
         signals: list[np.ndarray] = record.e_p_signal
         per_frame = sorted(set(record.samps_per_frame))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RuntimeError, MemoryError) as error:
-        raise Rejected("unreadable_signal", f"{path.name}: {type(error).__name__}: {error}") from error
+        message = f"{type(error).__name__}: {error}".replace(f"{path.parent}{os.sep}", "")  # the same everywhere
+        raise Rejected("unreadable_signal", f"{path.name}: {message}") from error
     if len(per_frame) != 1 or len({len(signal) for signal in signals}) != 1:
         raise Rejected("unreadable_signal", f"expected one sampling rate, found {per_frame} samples a frame")
     names = [name or "" for name in record.sig_name]

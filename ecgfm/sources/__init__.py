@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from ecgfm.ecg import EcgRecord
-from ecgfm.sources import mimic_iv_ecg, physionet2021, ptb_xl
+from ecgfm.sources import mimic_iv_ecg, physionet2021, ptb_xl, synthetic
 
 
 class Source(Protocol):
@@ -34,4 +34,4 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, Source] = {m.NAME: m for m in (physionet2021, ptb_xl, mimic_iv_ecg)}
+SOURCES: dict[str, Source] = {m.NAME: m for m in (synthetic, physionet2021, ptb_xl, mimic_iv_ecg)}

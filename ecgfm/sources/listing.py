@@ -32,7 +32,9 @@ LISTING = pl.Schema(
 def listing(rows: pl.DataFrame | Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     """The rows as a listing, ordered by record_id; absent columns are null."""
     if not isinstance(rows, pl.DataFrame):
-        return pl.DataFrame(list(rows), schema=LISTING, orient="row").sort("record_id")
+        rows = list(rows)
+        columns = {column: [row.get(column) for row in rows] for column in LISTING}
+        return pl.DataFrame(columns, schema=LISTING).sort("record_id")
     absent = [pl.lit(None).alias(column) for column in LISTING if column not in rows.columns]
     return rows.with_columns(absent).select(LISTING.names()).cast(LISTING).sort("record_id")
 

@@ -49,21 +49,21 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
         InputError: no record in that layout, or a record name twice.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for dataset, folder in _sets(raw_dir):
-        for path, has_header in _records(folder):
-            raw_path = path.relative_to(raw_dir)
-            if (other := rows.get(path.stem)) is not None:
+    for set_folder in _sets(raw_dir):
+        for slice_id, name, has_header in _records(raw_dir, set_folder):
+            raw_path = f"{slice_id}/{name}.hea"
+            if (other := rows.get(name)) is not None:
                 raise InputError(
-                    f"{raw_dir}: expected every record name once, found {other['raw_path']} and {raw_path.as_posix()};"
+                    f"{raw_dir}: expected every record name once, found {other['raw_path']} and {raw_path};"
                     " remove one of the two"
                 )
-            rows[path.stem] = {
-                "record_id": f"{NAME}/{path.stem}",
+            rows[name] = {
+                "record_id": f"{NAME}/{name}",
                 "source": NAME,
-                "dataset": dataset,
-                "slice_id": raw_path.parent.as_posix(),
-                "raw_path": raw_path.as_posix(),
-                **(_comments(path) if has_header else {}),
+                "dataset": set_folder.rpartition("/")[2],
+                "slice_id": slice_id,
+                "raw_path": raw_path,
+                **(_comments(f"{raw_dir}/{raw_path}") if has_header else {}),
             }
     if not rows:
         raise InputError(
@@ -82,37 +82,41 @@ def read_record(raw_dir: Path, row: Mapping[str, Any]) -> EcgRecord:
     return wfdb.read_wfdb(raw_dir, row["raw_path"], row["record_id"])
 
 
-def _sets(raw_dir: Path) -> Iterator[tuple[str, Path]]:
+def _sets(raw_dir: Path) -> list[str]:
+    """The folders of the sets, below `raw_dir`."""
     training = raw_dir / "training"
     if training.is_dir():
-        yield from ((folder.name, folder) for folder in sorted(training.iterdir()) if folder.is_dir())
-    else:
-        yield from ((name, raw_dir / name) for name in DATASETS if (raw_dir / name).is_dir())
+        return [f"training/{folder.name}" for folder in sorted(training.iterdir()) if folder.is_dir()]
+    return [name for name in DATASETS if (raw_dir / name).is_dir()]
 
 
-def _records(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Every record in a folder and the folders below: where its header is or should be, and whether it is."""
+def _records(raw_dir: Path, folder: str) -> Iterator[tuple[str, str, bool]]:
+    """Every record in a folder and the folders below it: folder, name, and whether it has a header.
+
+    Plain strings and one look at each folder: there are 88,000 records.
+    """
     headers: set[str] = set()
     signals: set[str] = set()
-    with os.scandir(folder) as entries:
+    with os.scandir(raw_dir / folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            stem, suffix = os.path.splitext(entry.name)
-            if stem.startswith("."):  # hidden files, such as the ._A0001.mat of some archivers
+            name, suffix = os.path.splitext(entry.name)
+            if name.startswith("."):  # hidden files, such as the ._A0001.mat of some archivers
                 continue
             if suffix == ".hea":
-                headers.add(stem)
+                headers.add(name)
             elif suffix == ".mat":
-                signals.add(stem)
+                signals.add(name)
             elif entry.is_dir():
-                yield from _records(folder / entry.name)
-    for stem in sorted(headers | signals):
-        yield folder / f"{stem}.hea", stem in headers
+                yield from _records(raw_dir, f"{folder}/{entry.name}")
+    for name in sorted(headers | signals):
+        yield folder, name, name in headers
 
 
-def _comments(path: Path) -> dict[str, Any]:
+def _comments(header_path: str) -> dict[str, Any]:
     """Age, sex and codes from a header's comments; null what is absent, unknown or implausible."""
     try:
-        text = wfdb.decode(path.read_bytes())
+        with open(header_path, "rb") as file:
+            text = wfdb.decode(file.read())
     except OSError:
         return {}  # read_record says what is wrong with it
     fields = {name.lower(): value.strip() for name, value in _COMMENT.findall(text)}
