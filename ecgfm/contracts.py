@@ -47,7 +47,8 @@ def empty_table(name: str, other_columns: Iterable[str] = ()) -> pl.DataFrame:
     """A table of no rows with the columns of a contract."""
     rules = contract(name)
     schema = {column: TYPES[rule["type"]] for column, rule in rules["columns"].items()}
-    return pl.DataFrame(schema=schema | dict.fromkeys(other_columns, TYPES[rules["other_columns"]["type"]]))
+    others = {column: TYPES[rules["other_columns"]["type"]] for column in other_columns}
+    return pl.DataFrame(schema=schema | others)
 
 
 def table_of(name: str, rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
