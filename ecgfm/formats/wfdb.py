@@ -267,15 +267,17 @@ def _units_per_mv(name: str, units: str) -> float:
 
 
 def _check_name(name: str) -> None:
-    if "/" in name or "\\" in name or "\0" in name or name == "..":
+    if "/" in name or "\\" in name or name == "..":
         raise Rejected("unreadable_header", f"expected a file in the record's folder, found the name {_shown(name)}")
 
 
 def _inside(raw_dir: Path, path: Path) -> Path:
     """`path`, if it still lies below `raw_dir` once its links are followed."""
-    root = os.path.realpath(raw_dir)
-    if not os.path.realpath(path).startswith(os.path.join(root, "")):
-        raise Rejected("unreadable_header", f"{path.relative_to(raw_dir)}: leads out of the raw folder")
+    root = os.path.join(os.path.realpath(raw_dir), "")
+    if "\0" in str(path) or not os.path.realpath(path).startswith(root):
+        raise Rejected(
+            "unreadable_header", f"expected a file in the raw folder, found that {path.name!r} leads out of it"
+        )
     return path
 
 
