@@ -22,7 +22,7 @@ PROGRESS_BAR: dict[str, Any] = {"disable": None, "delay": 2.0, "leave": False}
 """How tqdm shows progress everywhere: only on a terminal, only after two seconds."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -91,7 +91,7 @@ class LabelsConfig:
 
     scheme: Literal["challenge_2021", "scp", "codes"] = "challenge_2021"
     scp_level: Literal["all", "diagnostic", "subdiagnostic", "superdiagnostic", "form", "rhythm"] = "superdiagnostic"
-    codes: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    codes: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = dataclasses.field(default_factory=dict)
     max_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -234,16 +234,23 @@ class Pipeline:
     finetune: FinetuneConfig = FinetuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    def __post_init__(self) -> None:
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("sources must name each source once")
+
 
 def content_of(config: Any) -> Any:
-    """The values of a config that decide a stage's output, as JSON-able data: all but the operational ones."""
+    """The values of a config that decide a stage's output, as JSON-able data: all but the operational ones.
+
+    A mapping becomes its pairs: the order of `labels.codes` is the order of the labels.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         operational: frozenset[str] = getattr(config, "OPERATIONAL", frozenset())
         return {
             f.name: content_of(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in operational
         }
     if isinstance(config, Mapping):
-        return {str(key): content_of(value) for key, value in config.items()}
+        return [[key, content_of(value)] for key, value in config.items()]
     if isinstance(config, Sequence) and not isinstance(config, str):
         return [content_of(value) for value in config]
     return config
@@ -301,7 +308,10 @@ def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipel
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise InputError(f"--set {override}: {parent} holds a value, not a section")
-        place[leaf] = yaml.safe_load(value)
+        try:
+            place[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
     return from_dict(Pipeline, values, f"{path.name}: {name}")
 
 

@@ -79,13 +79,26 @@ def read_table(path: Path, name: str) -> pl.DataFrame:
         InputError: no such file, not Parquet, or the table breaks its contract.
     """
     table = _read(path)
-    check(table, name)
+    try:
+        check(table, name)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return table
 
 
 def read_tables(paths: Iterable[Path], name: str) -> pl.DataFrame:
-    """The Parquet tables at `paths`, one below the other, checked as one: a key in two of them is found."""
-    table = pl.concat([empty_table(name), *(_read(path) for path in paths)])
+    """The Parquet tables at `paths`, one below the other, checked as one: a key in two of them is found.
+
+    Raises:
+        InputError: as `read_table`.
+    """
+    paths = list(paths)
+    try:
+        table = pl.concat([empty_table(name), *(_read(path) for path in paths)])
+    except pl.exceptions.PolarsError:  # one has other columns: say which
+        for path in paths:
+            read_table(path, name)
+        raise
     check(table, name)
     return table
 

@@ -47,14 +47,17 @@ class RawTree:
         """Every file below `root` with size and modification time, or with its content's hash.
 
         Raises:
-            InputError: no such folder, or no file in it.
+            InputError: no such folder, no file in it, or one that cannot be looked at.
         """
         if not root.is_dir():
             raise InputError(f"{origin}: no such folder: {root}; give the raw folder with --raw {origin}=PATH")
         files: dict[str, str] = {}
-        for path, entry in _walk(str(root), ""):
-            stat = entry.stat()
-            files[path] = f"{stat.st_size}:{sha256_of(Path(entry.path)) if hash_content else stat.st_mtime_ns}"
+        try:
+            for path, entry in _walk(str(root), ""):
+                stat = entry.stat()
+                files[path] = f"{stat.st_size}:{sha256_of(Path(entry.path)) if hash_content else stat.st_mtime_ns}"
+        except OSError as error:  # no permission; a link in a circle
+            raise InputError(f"{origin}: cannot read {error.filename}: {error.strerror}") from error
         if not files:
             raise InputError(f"{origin}: the folder {root} is empty")
         return cls(root, files, origin)
@@ -171,13 +174,16 @@ def _parse(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
             imports += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_docstring(line)] or [ast.Pass()]
     # unparse rather than dump: the dump of one source differs between Python versions
     digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
     return digest, tuple(sorted({name for name in imports if name.partition(".")[0] == top}))
+
+
+def _is_docstring(line: ast.stmt) -> bool:
+    """A string alone on its line: of a module, a class, a function, or of the attribute above it."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 def _walk(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -11,7 +11,7 @@ import polars as pl
 import yaml
 
 from ecgfm.config import LabelsConfig
-from ecgfm.contracts import read_tables, write_table
+from ecgfm.contracts import contract, read_tables, write_table
 from ecgfm.ecg import InputError
 from ecgfm.sources import ptb_xl
 
@@ -117,7 +117,7 @@ def label_space(config: LabelsConfig) -> LabelSpace:
     """The labels that a config names.
 
     Raises:
-        InputError: `max_labels` names an unknown label.
+        InputError: a label has the name of a column beside the labels, or `max_labels` names an unknown label.
     """
     if config.scheme == "challenge_2021":
         codes = dict(CHALLENGE_2021)
@@ -125,6 +125,9 @@ def label_space(config: LabelsConfig) -> LabelSpace:
         codes = {name: (f"{config.scp_level}:{name}",) for name in ptb_xl.names_at(config.scp_level)}
     else:
         codes = dict(config.codes)
+    beside = {column for table in ("labelled_segments", "predictions") for column in contract(table)["columns"]}
+    if taken := [name for name in codes if name in beside]:
+        raise InputError(f"labels.codes: {', '.join(taken)}: a column of the tables has that name; give another")
     if unknown := [name for name in config.max_labels if name not in codes]:
         raise InputError(f"labels.max_labels: no label {', '.join(unknown)}; labels: {', '.join(codes)}")
     return LabelSpace(

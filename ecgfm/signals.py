@@ -69,7 +69,7 @@ def lead_statistics(signal_mv: np.ndarray) -> LeadStatistics:
     valid = ~np.isnan(signal_mv)
     count = valid.sum(axis=1)
     some = count > 0
-    if valid.all():  # the common case needs no masks, and sums pairwise as numpy's mean does
+    if some.all() and valid.all():  # the common case needs no masks, and sums pairwise as numpy's mean does
         mean, std = signal_mv.mean(axis=1), signal_mv.std(axis=1)
         low, high = signal_mv.min(axis=1), signal_mv.max(axis=1)
     else:
@@ -96,9 +96,10 @@ def resample_linear(signal_mv: np.ndarray, from_hz: float, to_hz: float) -> np.n
     left = np.minimum(position.astype(np.int64), n_old - 1)
     right = np.minimum(left + 1, n_old - 1)
     weight = position - left
-    resampled = signal_mv[:, left] * (1 - weight)
+    resampled = signal_mv[:, left]
     inside = weight > 0  # 0 * NaN is NaN: a new sample that falls on an old one needs no neighbour
-    resampled[:, inside] += signal_mv[:, right[inside]] * weight[inside]
+    # the difference, not left * (1 - weight) + right * weight: a constant lead stays exactly constant
+    resampled[:, inside] += (signal_mv[:, right[inside]] - resampled[:, inside]) * weight[inside]
     return resampled
 
 
