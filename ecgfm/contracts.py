@@ -47,8 +47,9 @@ def empty_table(name: str, other_columns: Iterable[str] = ()) -> pl.DataFrame:
     """A table of no rows with the columns of a contract."""
     rules = contract(name)
     schema = {column: TYPES[rule["type"]] for column, rule in rules["columns"].items()}
-    others = {column: TYPES[rules["other_columns"]["type"]] for column in other_columns}
-    return pl.DataFrame(schema=schema | others)
+    if others := tuple(other_columns):
+        schema |= dict.fromkeys(others, TYPES[rules["other_columns"]["type"]])
+    return pl.DataFrame(schema=schema)
 
 
 def table_of(name: str, rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
