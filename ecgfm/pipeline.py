@@ -9,16 +9,22 @@ makes, and flows/ makes under Prefect.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ecgfm.config import ListConfig, Pipeline
+from tqdm import tqdm
+
+from ecgfm.config import PROGRESS_BAR, ListConfig, Pipeline
 from ecgfm.ecg import InputError
 from ecgfm.fingerprints import Input, RawTree
 from ecgfm.stages import Output, Request, Stage, Store
+
+logger = logging.getLogger(__name__)
 
 SOURCE_TABLE = frozenset({"ecgfm.sources"})  # imports every source; a request names the one it uses
 TRAINING_FILES = ("timings.jsonl",)
@@ -199,6 +205,7 @@ def _prepared(
             pipeline.prepare,
             f"{source} {slice_id}",
             (module,),
+            entry["records"],
         )
         for slice_id, entry in index.items()
     ]
@@ -208,28 +215,29 @@ def _prepared(
 
 
 def _check_rejects(source: str, slices: Sequence[Output], max_share: float) -> None:
-    counts: dict[str, int] = {}
-    for made in slices:
-        for name, count in made.counts.items():
-            counts[name] = counts.get(name, 0) + count
-    listed, rejected = counts.get("listed", 0), counts.get("rejected", 0)
-    if rejected > max_share * listed or (listed and not counts["prepared"]):
+    counts = total_counts(slices)
+    if counts["rejected"] > max_share * counts["listed"] or (slices and not counts["prepared"]):
         reasons = ", ".join(
             f"{n.removeprefix('rejected: ')}: {c}" for n, c in counts.items() if n.startswith("rejected: ")
         )
         raise InputError(
-            f"{source}: {rejected} of {listed} records were rejected ({reasons}), more than "
+            f"{source}: {counts['rejected']} of {counts['listed']} records were rejected ({reasons}), more than "
             f"prepare.max_rejected_share ({max_share:g}); see rejects.parquet in {slices[0].directory.parent}"
         )
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A line of a plan. status: `cached`, `run`, `skip` (not selected) or `wait` (its input is not made yet)."""
+    """A line of a plan. status: `cached`, `run`, `maybe` (an input is made anew) or `skip` (not selected)."""
 
     name: str
     status: str
     why: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The stage, whatever its subject."""
+        return self.name.partition(" ")[0]
 
 
 def plan(
@@ -265,54 +273,58 @@ def _planned(store: Store, selection: Selection, request: Request, made: Made) -
     if request.stage.name in selection.force:
         return PlannedStage(request.name, "run", "forced")
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        return PlannedStage(request.name, "wait", f"runs if the output of {missing[0]}{more} changes")
+        if not store.has_any(request.stage):
+            return PlannedStage(request.name, "run", "never made")
+        more = f" (or {len(missing) - 1} more)" if len(missing) > 1 else ""
+        return PlannedStage(request.name, "maybe", f"only if {missing[0]}{more} comes out different")
     if isinstance(made, Output) and store.find(request):
         return PlannedStage(request.name, "cached")
     return PlannedStage(request.name, "run", store.explain(request))
 
 
-def run_locally(
-    pipeline: Pipeline,
-    raw: Mapping[str, Path],
-    store: Store,
-    selection: Selection = Selection(),
-    *,
-    hash_raw: bool = False,
-    on_made: Callable[[Request, Output], None] = lambda request, output: None,
-) -> Walker:
-    """Make every stage in this process (training in processes of its own), without Prefect."""
-
-    def execute(requests: Sequence[Request], group: str) -> list[Made]:
-        outputs: list[Made] = []
-        for request, output in zip(requests, make_all(store, requests, selection, pipeline), strict=True):
-            on_made(request, output)
-            outputs.append(output)
-        return outputs
-
-    walker = Walker(store, execute, selection)
-    walk(pipeline, raw, walker, hash_raw)
-    return walker
-
-
 def make_all(
-    store: Store,
-    requests: Sequence[Request],
-    selection: Selection,
-    pipeline: Pipeline,
-    on_line: Callable[[str], None] | None = None,
-) -> Iterator[Output]:
-    """The outputs of independent requests, in order: training in its own process, slices on several cores."""
+    pipeline: Pipeline, store: Store, selection: Selection, requests: Sequence[Request], group: str
+) -> list[Output]:
+    """The outputs of independent requests, in order: slices on several cores, training in its own process.
+
+    Says in the log what came of each, of slices together as `group`.
+    """
+    outputs = []
     if all(request.stage is PREPARE for request in requests):
-        force = PREPARE.name in selection.force
-        yield from store.make_many(requests, pipeline.prepare.workers or os.cpu_count() or 1, force)
-        return
+        workers = pipeline.prepare.workers or os.cpu_count() or 1
+        progress = tqdm(desc=group, total=sum(request.size for request in requests), unit=" records", **PROGRESS_BAR)
+        with progress:
+            for request, output in zip(
+                requests, store.make_many(requests, workers, PREPARE.name in selection.force), strict=True
+            ):
+                outputs.append(output)
+                progress.update(request.size)
+        logger.info("%s: %s", group, summary(outputs))
+        return outputs
     for request in requests:
-        force = request.stage.name in selection.force
-        if request.stage.own_process:
-            yield store.make_in_own_process(request, force, on_line)
-        else:
-            yield store.make(request, force)
+        make = store.make_in_own_process if request.stage.own_process else store.make
+        outputs.append(make(request, request.stage.name in selection.force))
+        logger.info("%s: %s", request.name, summary(outputs[-1:]))
+    return outputs
+
+
+def summary(outputs: Sequence[Output]) -> str:
+    """What came of some outputs, in one line."""
+    made = [output for output in outputs if not output.cached]
+    counts = total_counts(outputs)
+    shown = ", ".join(f"{count:,} {what}" for what, count in counts.items() if ":" not in what)
+    how = f"made in {sum(output.seconds for output in made):.1f} s" if made else "cached"
+    if made and len(outputs) > 1:
+        how = f"{len(made)} of {len(outputs)} {how}"
+    return f"{how}: {shown}" if shown else how
+
+
+def total_counts(outputs: Sequence[Output]) -> Counter[str]:
+    """The counts of some outputs, summed."""
+    counts: Counter[str] = Counter()
+    for output in outputs:
+        counts.update(output.counts)
+    return counts
 
 
 def _all_inputs(request: Request) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -42,6 +43,8 @@ from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differe
 
 RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")
 PR_SET_PDEATHSIG = 1  # prctl(2)
+logger = logging.getLogger(__name__)
+
 CHILD = "import sys, pathlib, ecgfm.stages as s; sys.exit(s.obey(pathlib.Path(sys.argv[1]), int(sys.argv[2])))"
 
 
@@ -70,6 +73,8 @@ class Request:
     """One stage with everything that decides its output.
 
     subject: which of several outputs of this kind, in words ("ptb_xl records500/00000"); "" where there is one
+    code: modules that this request uses beside those that the stage imports
+    size: how many records, for dividing work; it decides nothing about the output
     """
 
     stage: Stage
@@ -77,6 +82,7 @@ class Request:
     config: Any = None
     subject: str = ""
     code: tuple[str, ...] = ()
+    size: int = 0
 
     @property
     def name(self) -> str:
@@ -172,13 +178,11 @@ class Store:
             self._histories.pop(request.stage.name, None)
         return self._load(place, request.name, cached=False)
 
-    def make_in_own_process(
-        self, request: Request, force: bool = False, on_line: Callable[[str], None] | None = None
-    ) -> Output:
+    def make_in_own_process(self, request: Request, force: bool = False) -> Output:
         """`make` in a new process group: training is never forked from the process that orchestrates it.
 
-        The group ends with its parent, even one killed with SIGKILL. on_line: gets each line that the process
-        prints; without it the process shares the terminal.
+        The group ends with its parent, even one killed with SIGKILL. What the process prints goes to the log line by
+        line; its progress bars go to the terminal, where there is one.
 
         Raises:
             InputError: as the stage raised it.
@@ -189,20 +193,18 @@ class Store:
         with tempfile.TemporaryDirectory(prefix="ecgfm-") as scratch:
             order = Path(scratch) / "order.pickle"
             order.write_bytes(pickle.dumps((self, request, force)))
-            pipe = subprocess.PIPE if on_line else None
             child = subprocess.Popen(
                 [sys.executable, "-c", CHILD, str(order), str(os.getpid())],
-                stdout=pipe,
-                stderr=subprocess.STDOUT if on_line else None,
+                stdout=subprocess.PIPE,
+                stderr=None if sys.stderr.isatty() else subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
             )
+            last = ""
             try:
-                last = ""
                 for line in child.stdout or ():
                     last = line.rstrip() or last
-                    if on_line:
-                        on_line(line.rstrip())
+                    logger.info("%s: %s", request.name, line.rstrip())
                 code = child.wait()
             except BaseException:
                 _end_group(child)
@@ -250,11 +252,15 @@ class Store:
         nearest: list[str] = min((differences(p["ingredients"], now, p["folders"], folders) for p in earlier), key=len)
         return "; ".join(nearest)
 
+    def has_any(self, stage: Stage) -> bool:
+        """Whether any output of a kind of stage is there."""
+        return bool(self._history(stage.name))
+
     def _damage(self, place: Path) -> str | None:
         """None: whole. "": not there. Otherwise what is wrong with it."""
         try:
             facts = json.loads((place / "stage.json").read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return "output damaged: stage.json is missing" if place.exists() else ""
         except ValueError:
             return "output damaged: stage.json does not parse"
@@ -406,6 +412,7 @@ def obey(order: Path, parent: int) -> int:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked to be told
         return 1
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     store, request, force = pickle.loads(order.read_bytes())
     try:
         store.make(request, force)

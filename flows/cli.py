@@ -1,0 +1,257 @@
+"""The command line. Heavy imports stand inside the commands that need them: a plan needs neither prefect nor torch."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecgfm import __version__
+from ecgfm.config import load_pipeline, read_pipelines
+from ecgfm.ecg import InputError
+from ecgfm.pipeline import PREPARE, PlannedStage, Selection, plan
+from ecgfm.runs import report_of, run_locally
+from ecgfm.stages import Store
+from flows import server
+
+app = typer.Typer(
+    name="ecgfm",
+    help="From raw ECG recordings to a pretrained, finetuned and evaluated foundation model.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PACKAGED = Path(__file__).parent / "pipelines.yaml"
+PIPELINES = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[1] / "pipelines.yaml"
+
+PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A name in pipelines.yaml, such as ptb-xl.")]
+Raw = Annotated[
+    list[str] | None,
+    typer.Option("--raw", metavar="SOURCE=PATH", help="Where a source's raw files lie. Once per source."),
+]
+DataDir = Annotated[
+    Path, typer.Option("--data-dir", envvar="ECGFM_DATA_DIR", help="Everything that is made lies below this folder.")
+]
+PipelinesFile = Annotated[
+    Path | None,
+    typer.Option("--pipelines", metavar="FILE", help="The pipelines file. [default: ./pipelines.yaml, else our own]"),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as pretrain.max_steps=200. Repeatable."),
+]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="STAGE", help="Make just this stage. Repeatable.")]
+From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and those after it.")]
+Force = Annotated[list[str] | None, typer.Option("--force", metavar="STAGE", help="Remake a stage. Repeatable.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Hash every output before it is used, not only its size.")]
+HashRaw = Annotated[
+    bool, typer.Option("--hash-raw", help="Know raw files by their content instead of size and modification time.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def run(
+    pipeline: PipelineName,
+    raw: Raw = None,
+    data_dir: DataDir = Path("ecgfm-data"),
+    pipelines: PipelinesFile = None,
+    overrides: Set = None,
+    only: Only = None,
+    start: From = None,
+    force: Force = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    verify: Verify = False,
+    hash_raw: HashRaw = False,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run in this process, without Prefect.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a pipeline: make what is not there yet.
+
+    Examples:
+
+      ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --data-dir /data/ecgfm
+
+      ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --set pretrain.max_steps=200 --dry-run
+    """
+    with one_line_errors(debug):
+        file = pipelines_file(pipelines)
+        config = load_pipeline(file, pipeline, overrides or [])
+        folders = raw_folders(raw or [], config.sources)
+        selection = Selection(tuple(only or ()), start, tuple(force or ()))
+        store = Store(data_dir.absolute(), verify)
+        api = None if no_prefect else server.configured_api(store.data_dir)
+        if dry_run or not api:
+            planned = plan(config, folders, store, selection, hash_raw)
+            if dry_run:
+                show_plan(pipeline, store.data_dir, planned)
+                return
+            if all(stage.status in ("cached", "skip") for stage in planned):
+                typer.echo(f"{pipeline}: up to date ({len(planned)} stages in {store.data_dir})")
+                show_report(store.data_dir, pipeline)
+                return
+        with log_to_terminal():
+            if no_prefect:
+                run_locally(pipeline, config, folders, store, selection, hash_raw)
+            else:
+                server.use(api, store.data_dir, debug)
+                from flows.pipeline import run_pipeline, run_stage
+
+                places = {source: str(folder) for source, folder in folders.items()}
+                common = (pipeline, str(store.data_dir), str(file.absolute()), places, list(overrides or ()))
+                if len(selection.only) == 1 and not start:
+                    run_stage[selection.only[0]](*common, list(selection.force), verify, hash_raw)
+                else:
+                    run_pipeline(*common, list(selection.only), start, list(selection.force), verify, hash_raw)
+        show_report(store.data_dir, pipeline)
+
+
+@app.command("plan")
+def show(
+    pipeline: PipelineName,
+    raw: Raw = None,
+    data_dir: DataDir = Path("ecgfm-data"),
+    pipelines: PipelinesFile = None,
+    overrides: Set = None,
+    only: Only = None,
+    start: From = None,
+    force: Force = None,
+    verify: Verify = False,
+    hash_raw: HashRaw = False,
+    debug: Debug = False,
+) -> None:
+    """Show each stage of a pipeline: cached or to run, and why. Makes nothing."""
+    with one_line_errors(debug):
+        config = load_pipeline(pipelines_file(pipelines), pipeline, overrides or [])
+        folders = raw_folders(raw or [], config.sources)
+        selection = Selection(tuple(only or ()), start, tuple(force or ()))
+        store = Store(data_dir.absolute(), verify)
+        show_plan(pipeline, store.data_dir, plan(config, folders, store, selection, hash_raw))
+
+
+@app.command("pipelines")
+def list_pipelines(pipelines: PipelinesFile = None, debug: Debug = False) -> None:
+    """List the pipelines of pipelines.yaml."""
+    with one_line_errors(debug):
+        file = pipelines_file(pipelines)
+        for name, values in read_pipelines(file).items():
+            sources = ", ".join(load_pipeline(file, name).sources)
+            typer.echo(f"{name:16} {sources:28} {values.get('description', '')}")
+
+
+@app.command()
+def ui(
+    data_dir: DataDir = Path("ecgfm-data"),
+    port: Annotated[int, typer.Option("--port", help="Where the server listens, on this machine only.")] = 4200,
+    debug: Debug = False,
+) -> None:
+    """Start a local Prefect server. Runs on the same data directory go to it while it is up. Ctrl-C ends it."""
+    with one_line_errors(debug), server.local_server(data_dir.absolute(), port) as address:
+        typer.echo(f"Prefect UI: {address} (runs with --data-dir {data_dir} show up there; Ctrl-C ends it)")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """From raw ECG recordings to a pretrained, finetuned and evaluated foundation model."""
+    if version:
+        typer.echo(f"ecgfm {__version__}")
+        raise typer.Exit
+
+
+@contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """A user's mistake ends with one line and exit code 2; --debug shows the traceback."""
+    try:
+        yield
+    except InputError as error:
+        if debug:
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        typer.secho(f"error: {error}; nothing is lost: run the same command again when mended", fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+def pipelines_file(given: Path | None) -> Path:
+    """The pipelines file that was named, or the one in this folder, or the one that comes with the package."""
+    here = Path("pipelines.yaml")
+    return given or (here if here.is_file() else PIPELINES)
+
+
+def raw_folders(given: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
+    """SOURCE=PATH texts as a mapping.
+
+    Raises:
+        InputError: not of that form, or a source that the pipeline does not have.
+    """
+    folders = {}
+    for text in given:
+        source, equals, path = text.partition("=")
+        if not equals or not path:
+            raise InputError(f"--raw {text}: expected SOURCE=PATH, such as ptb_xl=/data/ptb-xl")
+        if source not in sources:
+            raise InputError(f"--raw {text}: this pipeline has no source {source!r}; its sources: {', '.join(sources)}")
+        folders[source] = Path(path).expanduser().absolute()
+    return folders
+
+
+def show_plan(pipeline: str, data_dir: Path, planned: Sequence[PlannedStage]) -> None:
+    """A line per stage; the slices of a source together, by what becomes of them."""
+    typer.echo(f"{pipeline} in {data_dir}")
+    rows = []
+    for (kind, source), group in itertools.groupby(planned, key=lambda stage: (stage.kind, stage.name.split()[1:2])):
+        stages = list(group)
+        if kind != PREPARE.name:
+            rows += [(stage.name, stage.status, stage.why) for stage in stages]
+            continue
+        for (status, why), count in Counter((stage.status, stage.why) for stage in stages).items():
+            some = [stage.name.split(maxsplit=2)[-1] for stage in stages if (stage.status, stage.why) == (status, why)]
+            names = ", ".join(some[:3]) + (", ..." if count > 3 else "")
+            number = f"{count} slice{'s' if count > 1 else ''}"
+            rows.append((" ".join([kind, *source]), f"{status} {number}", f"{why}: {names}" if why else ""))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, status, why in rows:
+        typer.secho(f"  {name:{widths[0]}}  {status:{widths[1]}}  {why}".rstrip(), dim=status.startswith("cached"))
+
+
+def show_report(data_dir: Path, pipeline: str) -> None:
+    """Name the report, where there is one."""
+    if report := report_of(data_dir, pipeline):
+        typer.echo(f"report: {report}")
+
+
+@contextmanager
+def log_to_terminal() -> Iterator[None]:
+    """What the library logs, as plain lines. On a terminal, progress bars stand for what a training process prints."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    if sys.stderr.isatty():
+        handler.addFilter(lambda record: record.name != "ecgfm.stages")
+    library = logging.getLogger("ecgfm")
+    library.setLevel(logging.INFO)
+    library.addHandler(handler)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+
+
+if __name__ == "__main__":
+    app()

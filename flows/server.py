@@ -1,0 +1,119 @@
+"""Which Prefect server a run goes to, and a local one to watch it in.
+
+Nothing here imports prefect: looking for a server must not cost the two seconds that the import takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ecgfm.ecg import InputError
+
+START_PATIENCE_S = 120
+
+
+def configured_api(data_dir: Path) -> str | None:
+    """The API that runs on this data directory go to: the user's own, else the one `ecgfm ui` started, else none."""
+    return os.environ.get("PREFECT_API_URL") or _of_profile() or running_ui(data_dir)
+
+
+def running_ui(data_dir: Path) -> str | None:
+    """The API of the server that `ecgfm ui` runs on this data directory, if it answers."""
+    try:
+        api = str(json.loads((_home(data_dir) / "server.json").read_bytes())["api"])
+    except FileNotFoundError:
+        return None
+    return api if _answers(api) else None
+
+
+def use(api: str | None, data_dir: Path, debug: bool) -> None:
+    """Set this process up for a server, before prefect is imported; without one Prefect starts its own for the run.
+
+    Its database lies in the data directory, so that `ecgfm ui` shows past runs too.
+    """
+    if api:
+        os.environ["PREFECT_API_URL"] = api
+    os.environ.setdefault("PREFECT_HOME", str(_home(data_dir)))
+    # the command line shows our own lines and one line for an error; the run's log has everything
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if debug else "CRITICAL")
+
+
+@contextmanager
+def local_server(data_dir: Path, port: int) -> Iterator[str]:
+    """A Prefect server on this machine while the context lasts; yields its address for a browser.
+
+    Raises:
+        InputError: one runs already, the port is taken, or it does not come up.
+    """
+    if api := running_ui(data_dir):
+        raise InputError(f"a server for {data_dir} already runs at {api.removesuffix('/api')}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise InputError(f"port {port} is taken; choose another with --port")
+    address = f"http://127.0.0.1:{port}"
+    home = _home(data_dir)
+    home.mkdir(parents=True, exist_ok=True)
+    # the UI asks the address it was told, whatever port the server has
+    settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_UI_API_URL": f"{address}/api", "PREFECT_API_URL": ""}
+    environment = {name: value for name, value in {**os.environ, **settings}.items() if value}
+    log = home / "server.log"
+    with open(log, "ab") as output:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    try:
+        _wait_until_up(server, f"{address}/api", log)
+        (home / "server.json").write_text(json.dumps({"api": f"{address}/api", "pid": server.pid}))
+        yield address
+    finally:
+        (home / "server.json").unlink(missing_ok=True)
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], api: str, log: Path) -> None:
+    deadline = time.monotonic() + START_PATIENCE_S
+    while not _answers(api):
+        if server.poll() is not None:
+            raise InputError(f"the Prefect server ended with exit code {server.returncode}; see {log}")
+        if time.monotonic() > deadline:
+            raise InputError(f"the Prefect server did not answer within {START_PATIENCE_S} s; see {log}")
+        time.sleep(0.3)
+
+
+def _answers(api: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{api}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _home(data_dir: Path) -> Path:
+    return data_dir / "prefect"
+
+
+def _of_profile() -> str | None:
+    """PREFECT_API_URL of the user's active Prefect profile."""
+    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+    try:
+        profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{home / 'profiles.toml'}: not TOML: {error}") from error
+    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
+    url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    return str(url) if url else None
