@@ -41,6 +41,8 @@ EVALUATE = Stage("evaluate", "ecgfm.evaluate:evaluate", chosen_code=SOURCE_TABLE
 STAGES = (SYNTHESIZE, LIST, PREPARE, SPLITS, LABELS, MANIFESTS, PRETRAIN, FINETUNE, EVALUATE)
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
+RECORDS_PER_WORKER = 1000  # a process takes about as long to start as to prepare so many
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -186,16 +188,19 @@ def _prepared(
     module = f"ecgfm.sources.{source}"
     if source == "synthetic" and source not in raw:
         synthesized = walker.one(Request(SYNTHESIZE, {}, pipeline.synthetic))
-        if isinstance(synthesized, Pending):
-            return [Pending(f"prepare {source}")]
-        tree = synthesized.as_raw(source)
+        tree = None if isinstance(synthesized, Pending) else synthesized.as_raw(source)
+        everything = tree.everything() if tree else synthesized.select("*")
     else:
         if source not in raw:
+            from ecgfm.prepare import source_named
+
+            source_named(source)  # a misspelt one is told as such
             raise InputError(f"source {source} needs its raw folder: give --raw {source}=PATH")
         tree = RawTree.scan(raw[source], source, hash_raw)
-    listing = walker.one(Request(LIST, {"raw": tree.everything()}, ListConfig(source), source, (module,)))
-    if isinstance(listing, Pending):
-        return [Pending(f"prepare {source}")]
+        everything = tree.everything()
+    listing = walker.one(Request(LIST, {"raw": everything}, ListConfig(source), source, (module,)))
+    if isinstance(listing, Pending) or tree is None:  # the slices are unknown: one stands for all
+        return [walker.one(Request(PREPARE, {"rows": listing.file("*")}, pipeline.prepare, source, (module,)))]
     index = json.loads((listing.directory / "slices.json").read_bytes())
     of_slice = tree.by_slice(list(index))
     requests = [
@@ -210,19 +215,23 @@ def _prepared(
         for slice_id, entry in index.items()
     ]
     slices = walker.many(requests, f"prepare {source}")
-    _check_rejects(source, [made for made in slices if isinstance(made, Output)], pipeline.prepare.max_rejected_share)
+    made = [output for output in slices if isinstance(output, Output)]
+    if len(made) == len(slices):
+        _check_rejects(source, made, pipeline.prepare.max_rejected_share)
     return slices
 
 
 def _check_rejects(source: str, slices: Sequence[Output], max_share: float) -> None:
     counts = total_counts(slices)
-    if counts["rejected"] > max_share * counts["listed"] or (slices and not counts["prepared"]):
+    too_many = counts["rejected"] > max_share * counts["listed"]
+    if too_many or (slices and not counts["prepared"]):
         reasons = ", ".join(
             f"{n.removeprefix('rejected: ')}: {c}" for n, c in counts.items() if n.startswith("rejected: ")
         )
         raise InputError(
-            f"{source}: {counts['rejected']} of {counts['listed']} records were rejected ({reasons}), more than "
-            f"prepare.max_rejected_share ({max_share:g}); see rejects.parquet in {slices[0].directory.parent}"
+            f"{source}: {counts['rejected']} of {counts['listed']} records were rejected ({reasons}), "
+            f"{f'more than prepare.max_rejected_share ({max_share:g})' if too_many else 'none is left'}; "
+            f"see rejects.parquet in {slices[0].directory.parent}"
         )
 
 
@@ -291,8 +300,9 @@ def make_all(
     """
     outputs = []
     if all(request.stage is PREPARE for request in requests):
-        workers = pipeline.prepare.workers or os.cpu_count() or 1
-        progress = tqdm(desc=group, total=sum(request.size for request in requests), unit=" records", **PROGRESS_BAR)
+        records = sum(request.size for request in requests)
+        workers = min(pipeline.prepare.workers or os.cpu_count() or 1, 1 + records // RECORDS_PER_WORKER)
+        progress = tqdm(desc=group, total=records, unit=" records", **PROGRESS_BAR)
         with progress:
             for request, output in zip(
                 requests, store.make_many(requests, workers, PREPARE.name in selection.force), strict=True

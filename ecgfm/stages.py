@@ -11,7 +11,6 @@ it; a reader sees all of it or nothing. One maker per key: `flock`, which the ke
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import fnmatch
 import hashlib
@@ -28,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -42,10 +42,9 @@ from ecgfm.ecg import InputError
 from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differences, digest_of, sha256_of
 
 RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")
-PR_SET_PDEATHSIG = 1  # prctl(2)
 logger = logging.getLogger(__name__)
 
-CHILD = "import sys, pathlib, ecgfm.stages as s; sys.exit(s.obey(pathlib.Path(sys.argv[1]), int(sys.argv[2])))"
+CHILD = "import sys, pathlib, ecgfm.stages as s; sys.exit(s.obey(pathlib.Path(sys.argv[1])))"
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,14 @@ class Store:
                 shutil.rmtree(partial)
             partial.mkdir(exist_ok=True)
             started = time.monotonic()
-            function = _import(request.stage.function)
-            counts = function({name: _paths(given) for name, given in request.inputs.items()}, request.config, partial)
+            try:
+                function = _import(request.stage.function)
+                paths = {name: _paths(given) for name, given in request.inputs.items()}
+                counts = function(paths, request.config, partial)
+            except BaseException:
+                if not request.stage.resumable:
+                    shutil.rmtree(partial)
+                raise
             self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
             self._histories.pop(request.stage.name, None)
         return self._load(place, request.name, cached=False)
@@ -194,10 +199,12 @@ class Store:
             order = Path(scratch) / "order.pickle"
             order.write_bytes(pickle.dumps((self, request, force)))
             child = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(order), str(os.getpid())],
+                [sys.executable, "-c", CHILD, str(order)],
+                stdin=subprocess.PIPE,  # closes when this process dies, however it dies: see `obey`
                 stdout=subprocess.PIPE,
                 stderr=None if sys.stderr.isatty() else subprocess.STDOUT,
                 text=True,
+                errors="replace",
                 start_new_session=True,
             )
             last = ""
@@ -407,11 +414,21 @@ def _end_group(child: subprocess.Popen[str], patience_s: float = 10.0) -> None:
         child.wait()
 
 
-def obey(order: Path, parent: int) -> int:
+def _end_with_parent(patience_s: float = 10.0) -> None:
+    """End this process group once standard input closes: the parent, which holds its other end, is gone."""
+
+    def watch() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(patience_s)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def obey(order: Path) -> int:
     """In a process of its own: make what `Store.make_in_own_process` wrote down; end when that process ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked to be told
-        return 1
+    _end_with_parent()
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     store, request, force = pickle.loads(order.read_bytes())
     try:
