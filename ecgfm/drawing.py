@@ -1,0 +1,254 @@
+"""Pictures: an ECG on its paper, and curves in small panels. The same data give the same bytes.
+
+Colours are those of Okabe and Ito, told apart with every kind of colour vision; line styles differ as well.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from ecgfm.ecg import LEADS
+
+MM_PER_S, MM_PER_MV = 25.0, 10.0
+"""Paper speed and gain of a standard ECG."""
+
+LONG_LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
+"""Rows and columns where there are 10 s: each lead its 2.5 s, and lead II once more over the whole time below."""
+
+SHORT_LAYOUT = tuple(zip(LEADS[:6], LEADS[6:], strict=True))
+"""Rows and columns where there is less: each lead its first 5 s."""
+
+RHYTHM_LEAD = "II"
+LONG_SECONDS, SHORT_SECONDS = 10.0, 5.0
+
+_ROW_MM = {True: 28.0, False: 24.0}  # long layout or not
+_MARGIN_MM, _PULSE_MM, _TITLE_MM, _FOOT_MM = 5.0, 10.0, 10.0, 10.0
+_PAPER, _FINE, _COARSE, _INK, _QUIET = "#fffdfc", "#f7dfdd", "#ecb3ae", "#111111", "#555555"
+_SALIENCY = LinearSegmentedColormap.from_list("saliency", [(0.0, 0.45, 0.70, 0.0), (0.0, 0.45, 0.70, 0.42)])
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (1, 3)))
+_FONTS = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
+
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: text is measured alike on every machine
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": _QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.5,
+    "xtick.color": _QUIET,
+    "ytick.color": _QUIET,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ecgfm",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel. Lines of one name look alike in all panels of a figure and share a legend entry.
+
+    x, y: (point,); a y of NaN leaves a gap
+    steps: the line goes flat to the left of each point, as a precision-recall curve does
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    steps: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot.
+
+    unit_square: both axes from 0 to 1, drawn square
+    diagonal: the line of chance from (0, 0) to (1, 1); level: the height of a line of chance
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    unit_square: bool = False
+    diagonal: bool = False
+    level: float | None = None
+
+
+def draw_ecg(
+    signal_mv: np.ndarray, sampling_rate_hz: float, saliency: np.ndarray | None = None, title: str = "", dpi: int = 127
+) -> bytes:
+    """A PNG of one ECG; see `ecg_figure`. At 127 dots per inch a millimetre is five dots, and the grid is even."""
+    with mpl.rc_context(_STYLE):
+        figure = ecg_figure(signal_mv, sampling_rate_hz, saliency, title)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return out.getvalue()
+
+
+def ecg_figure(
+    signal_mv: np.ndarray, sampling_rate_hz: float, saliency: np.ndarray | None = None, title: str = ""
+) -> Figure:
+    """An ECG at 25 mm/s and 10 mm/mV on paper with lines every 1 and 5 mm, true to scale.
+
+    From 10 s on: three rows of four leads, 2.5 s each and all in one time, above a rhythm strip of lead II. Shorter:
+    six rows of two leads, their first 5 s. Each lead is drawn about its median, as a recorder without direct current
+    draws it. An invalid sample is a gap.
+
+    signal_mv: (lead, time) in the order of `LEADS`, millivolt; NaN where invalid
+    saliency: (time,) 0 to 1, shaded behind all leads; None for none
+    """
+    if signal_mv.shape[0] != len(LEADS) or (saliency is not None and saliency.shape != signal_mv.shape[1:]):
+        raise ValueError(
+            f"expected a signal ({len(LEADS)}, time) and a saliency (time,), found {signal_mv.shape} and "
+            f"{None if saliency is None else saliency.shape}"
+        )
+    is_long = signal_mv.shape[1] >= LONG_SECONDS * sampling_rate_hz
+    layout = LONG_LAYOUT if is_long else SHORT_LAYOUT
+    n_columns, n_rows = len(layout[0]), len(layout) + is_long
+    seconds = LONG_SECONDS / n_columns if is_long else SHORT_SECONDS
+    left, bottom = _MARGIN_MM + _PULSE_MM, _FOOT_MM
+    column_mm, row_mm = seconds * MM_PER_S, _ROW_MM[is_long]
+    width, height = left + n_columns * column_mm + _MARGIN_MM, bottom + n_rows * row_mm + _TITLE_MM
+
+    figure = Figure(figsize=(width / 25.4, height / 25.4), facecolor="white")
+    axes: Any = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # one unit is one millimetre
+    axes.axis("off")
+    _paper(axes, (0, width), (bottom, height - _TITLE_MM))
+    per_lead = round(seconds * sampling_rate_hz)
+    for column in range(n_columns):
+        first = column * per_lead if is_long else 0
+        if saliency is not None:
+            shown = saliency[None, first : first + per_lead]
+            at = left + column * column_mm
+            extent = (at, at + shown.shape[1] / sampling_rate_hz * MM_PER_S, bottom, height - _TITLE_MM)
+            axes.imshow(shown, extent=extent, cmap=_SALIENCY, vmin=0, vmax=1, aspect="auto", zorder=0.5)
+        for row, leads in enumerate(layout):
+            middle = height - _TITLE_MM - (row + 0.5) * row_mm
+            samples = signal_mv[LEADS.index(leads[column]), first : first + per_lead]
+            _lead(axes, leads[column], samples, sampling_rate_hz, (left + column * column_mm, middle))
+            if column == 0:
+                _calibration_pulse(axes, _MARGIN_MM, middle)
+    if is_long:
+        samples = signal_mv[LEADS.index(RHYTHM_LEAD), : round(LONG_SECONDS * sampling_rate_hz)]
+        _lead(axes, RHYTHM_LEAD, samples, sampling_rate_hz, (left, bottom + row_mm / 2))
+        _calibration_pulse(axes, _MARGIN_MM, bottom + row_mm / 2)
+    axes.text(_MARGIN_MM, height - _TITLE_MM / 2, title, va="center", size=10, color=_INK)
+    scale = f"{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV   {sampling_rate_hz:g} Hz"
+    axes.text(width - _MARGIN_MM, bottom / 2, scale, va="center", ha="right", size=9, color=_QUIET)
+    if saliency is not None:
+        axes.text(_MARGIN_MM, bottom / 2, "attention of the model: low", va="center", size=9, color=_QUIET)
+        extent = (52, 77, bottom / 2 - 1.5, bottom / 2 + 1.5)
+        axes.imshow(np.linspace(0, 1, 64)[None], extent=extent, cmap=_SALIENCY, vmin=0, vmax=1, aspect="auto")
+        axes.text(79, bottom / 2, "high", va="center", size=9, color=_QUIET)
+    axes.set(xlim=(0, width), ylim=(0, height))  # imshow moves them
+    return figure
+
+
+def draw_panels(panels: Sequence[Panel], n_columns: int = 4, panel_inches: tuple[float, float] = (2.2, 2.2)) -> str:
+    """An SVG of small plots, `n_columns` side by side, with one legend for all."""
+    n_columns = min(n_columns, len(panels))
+    n_rows = math.ceil(len(panels) / n_columns)
+    names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
+    looks = {name: {"color": COLOURS[i % 6], "linestyle": _DASHES[i % 6]} for i, name in enumerate(names)}
+    with mpl.rc_context(_STYLE):
+        legend_inches = 0.35
+        size = (panel_inches[0] * n_columns, panel_inches[1] * n_rows + legend_inches)
+        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, rect=(0, 0, 1, 1 - legend_inches / size[1]))
+        figure = Figure(figsize=size, layout=layout, facecolor="white")
+        grid = figure.subplots(n_rows, n_columns, squeeze=False)
+        handles: dict[str, Any] = {}
+        for place, axes in enumerate(grid.flat):
+            if place < len(panels):
+                _panel(axes, panels[place], looks, handles)
+                below = place + n_columns
+                if place % n_columns and panels[place].y_label == panels[place - 1].y_label:
+                    axes.set_ylabel("")
+                if below < len(panels) and panels[place].x_label == panels[below].x_label:
+                    axes.set_xlabel("")
+            else:
+                axes.axis("off")
+        figure.legend(
+            handles.values(), handles.keys(), loc="upper left", ncols=len(names), handlelength=2.4, borderaxespad=0.3
+        )
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue().replace("'DejaVu Sans', sans-serif", _FONTS).replace("'DejaVu Sans'", _FONTS)
+
+
+def _panel(axes: Any, panel: Panel, looks: dict[str, dict[str, Any]], handles: dict[str, Any]) -> None:
+    if panel.diagonal:
+        axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.7)
+    if panel.level is not None:
+        axes.axhline(panel.level, color="#bbbbbb", linewidth=0.7)
+    for series in panel.series:
+        few = len(series.x) <= 12 and not panel.unit_square
+        (handles[series.name],) = axes.plot(
+            series.x,
+            series.y,
+            drawstyle="steps-pre" if series.steps else "default",
+            linewidth=1.3,
+            marker="o" if few else None,
+            markersize=3,
+            **looks[series.name],
+        )
+    axes.set_title(panel.title, color=_INK)
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+    if panel.unit_square:
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _paper(axes: Any, across: tuple[float, float], up: tuple[float, float]) -> None:
+    """Paper with a line every millimetre and a stronger one every five."""
+    axes.axhspan(*up, color=_PAPER, zorder=0)
+    for every, colour, line_width in ((1, _FINE, 0.35), (5, _COARSE, 0.6)):
+        x, y = np.arange(across[0], across[1] + 0.01, every), np.arange(up[0], up[1] + 0.01, every)
+        axes.vlines(x, *up, color=colour, linewidth=line_width, zorder=1)
+        axes.hlines(y, *across, color=colour, linewidth=line_width, zorder=1)
+
+
+def _lead(axes: Any, lead: str, samples: np.ndarray, sampling_rate_hz: float, at: tuple[float, float]) -> None:
+    """One lead's trace from `at`: where it begins, and the height of its median; in millimetres."""
+    left, middle = at
+    valid = ~np.isnan(samples)
+    note = "" if valid.any() else "  no signal"
+    axes.text(left + 1.5, middle + 8.2, lead + note, weight="bold", size=9, color=_INK, zorder=4)
+    axes.vlines(left, middle - 4, middle + 4, color=_QUIET, linewidth=0.8, zorder=2)
+    if valid.any():
+        x = left + np.arange(len(samples)) / sampling_rate_hz * MM_PER_S
+        y = middle + (samples - np.median(samples[valid])) * MM_PER_MV
+        axes.plot(x, y, color=_INK, linewidth=0.8, solid_joinstyle="round", label=lead, zorder=3)
+
+
+def _calibration_pulse(axes: Any, left: float, middle: float) -> None:
+    """1 mV for 0.2 s."""
+    x = left + np.array([0, 2, 2, 7, 7, 9])
+    y = middle + np.array([0, 0, 1, 1, 0, 0]) * MM_PER_MV
+    axes.plot(x, y, color=_INK, linewidth=0.8, label="calibration", zorder=3)
