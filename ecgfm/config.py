@@ -35,7 +35,7 @@ class SyntheticConfig:
     """The embedded source: how many patients, and the seed of everything random in them."""
 
     n_patients: AtLeastOne = 240
-    seed: int = 0
+    seed: Count = 0
 
 
 @dataclass(frozen=True, config=STRICT)

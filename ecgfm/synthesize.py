@@ -1,7 +1,7 @@
 """The embedded source: synthetic recordings written as WFDB files in two published layouts.
 
-The codes and reports are those of a fallible reader: 2 to 3 of 100 assertions are wrong (`misread`), as in real
-archives. So no classifier can be right everywhere, and a perfect score means a leak.
+The codes and reports are those of a fallible reader, as in real archives: about 2 in 100 assertions are wrong and as
+many are missing (`misread`). So no classifier can be right everywhere, and a perfect score means a leak.
 """
 
 from __future__ import annotations

@@ -176,10 +176,10 @@ def random_stream(*key: int) -> np.random.Generator:
 def draw_patient(rng: np.random.Generator) -> Patient:
     """A person with what stays the same from recording to recording."""
     rhythm: Any = rng.choice(("sinus", "atrial_fibrillation", "paced"), p=(0.735, 0.15, 0.115))
-    blocks: Any = rng.choice(("normal", "right_block", "left_block"), p=(0.75, 0.13, 0.12))
+    blocks: Any = rng.choice(("normal", "right_block", "left_block"), p=(0.72, 0.16, 0.12))
     conduction: Conduction = "paced" if rhythm == "paced" else blocks
     infarcted = conduction in ("normal", "right_block") and rng.random() < 0.16
-    infarction = rng.uniform(0.30, 0.95) if infarcted else 0.0
+    infarction = rng.uniform(0.25, 0.80) if infarcted else 0.0
     ill = rhythm != "sinus" or conduction != "normal" or infarcted
     age_years = round(float(np.clip(rng.normal(66 if ill else 54, 14 if ill else 17), 18, 95)))
     sex = str(rng.choice(("female", "male")))
@@ -199,7 +199,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         "left_ventricular_beat": rng.uniform(0.138, 0.180),
     }
     angles = np.radians(rng.normal((3.0, 0.0, 0.0), (18.0, 9.0, 9.0)))
-    incomplete_block = rng.random() < 0.08
+    incomplete_block = rng.random() < 0.12
     return Patient(
         age_years=age_years,
         sex=sex,
@@ -217,7 +217,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         rotation=_rotation(angles),
         torso=DOWER * rng.normal(1.0, 0.07, DOWER.shape),
         variation={kind: rng.normal(1.0, 0.15, (len(parts), 3)) for kind, parts in QRS.items()},
-        terminal_mv=np.array((-0.22, 0.0, -0.28)) * rng.uniform(0.5, 1.2) * incomplete_block,
+        terminal_mv=np.array((-0.22, 0.0, -0.28)) * rng.uniform(0.6, 1.6) * incomplete_block,
         mains_hz=float(rng.choice((50.0, 60.0))),
     )
 
@@ -442,8 +442,8 @@ def _waves(now: Patient, beat: Beat) -> list[Wave]:
     qt_s = _qt_s(now, beat.rr_s) + duration_s - now.qrs_s[now.conduction]
     st_mv, t_mv = (np.array(dipole) * now.t_voltage for dipole in REPOLARISATION[kind])
     if infarction:  # Q of 40 ms or so, ST still raised in some, T inverted; all in the inferior leads
-        waves.append(wave(0.021, 0.0085, 0.0105, (0.0, -infarction, 0.0)))
-        st_mv = st_mv + np.array((-0.02, 0.12, 0.0)) * max(0.0, infarction - 0.45)
+        waves.append(wave(0.024, 0.0100, 0.0130, (0.0, -infarction, 0.0)))
+        st_mv = st_mv + np.array((-0.02, 0.12, 0.0)) * max(0.0, infarction - 0.40)
         t_mv = t_mv - np.array((0.0, 0.40 * min(infarction, 0.8), 0.0))
     fall_s = 0.10 * qt_s
     waves.append(wave(0.5 * (duration_s + qt_s - 2.2 * fall_s), 0.045, 0.050, st_mv))
@@ -490,9 +490,9 @@ def _noise_mv(
         noise = np.fft.irfft((real + 1j * imaginary) * shape, n_padded)[:, :n_samples]
         return np.asarray(noise * (strength_mv[:, None] * n_padded / (2 * np.sqrt(np.sum(np.square(shape))))))
 
-    poor = rng.uniform(1.0, 2.2) if low_quality else 0.0
-    wander_mv = rng.lognormal(np.log(0.035), 0.5) * (1 + 5 * poor) * rng.uniform(0.6, 1.4, 9)
-    muscle_mv = rng.lognormal(np.log(0.008), 0.5) * (1 + 7 * poor) * rng.uniform(0.5, 1.5, 9)
+    poor = rng.uniform(0.4, 2.2) if low_quality else 0.0
+    wander_mv = rng.lognormal(np.log(0.035), 0.6) * (1 + 5 * poor) * rng.uniform(0.6, 1.4, 9)
+    muscle_mv = rng.lognormal(np.log(0.008), 0.7) * (1 + 7 * poor) * rng.uniform(0.5, 1.5, 9)
     slow = np.exp(-np.square(frequency_hz / 0.35)) * (frequency_hz > 0.04)
     fast = np.exp(-np.square((frequency_hz - 60) / 55)) * (frequency_hz > 15)
     noise_mv = coloured(slow, wander_mv)
