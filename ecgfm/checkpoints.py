@@ -80,7 +80,7 @@ class Meta:
     segment_samples: int
     step: int = 0
     labels: tuple[str, ...] = ()
-    aggregation: dict[str, Literal["mean", "maximum"]] = dataclasses.field(default_factory=dict)
+    aggregation: dict[str, Literal["mean", "max"]] = dataclasses.field(default_factory=dict)
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import yaml
@@ -56,7 +56,7 @@ class Label:
 
     name: str
     codes: tuple[str, ...]
-    aggregation: str
+    aggregation: Literal["mean", "max"]
     records: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 

@@ -1,0 +1,306 @@
+"""Supervised training on labelled segments, from a pretrained encoder or from random weights.
+
+The published recipe is flat; layer-wise learning-rate decay (`layer_decay`, Clark et al. 2020, arXiv 2003.10555) is
+what independent work found decisive for this encoder.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ecgfm import checkpoints
+from ecgfm.config import PROGRESS_BAR, FinetuneConfig, content_of
+from ecgfm.contracts import read_table
+from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, visits_from
+from ecgfm.ecg import InputError
+from ecgfm.labels import LabelSpace, read_label_space
+from ecgfm.losses import apply_lead_mask, sample_lead_mask
+from ecgfm.metrics import aggregate, point_scores
+from ecgfm.model import Classifier
+from ecgfm.predict import segment_outputs
+from ecgfm.training import (
+    Log,
+    Randomness,
+    SavesOnSigterm,
+    diverged,
+    divide_gradients,
+    prune,
+    resume,
+    say,
+    warm_up,
+    write_config,
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The segments of one split.
+
+    table: contract `labelled_segments`
+    labels: (segment, label) float32; 1 present, 0 absent, NaN unknown
+    """
+
+    table: pl.DataFrame
+    labels: Tensor
+
+
+def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
+    inputs: Mapping[str, Any], config: FinetuneConfig, out: Path
+) -> dict[str, int]:
+    """Train, and write checkpoints `step_<n>/`, `best.json`, `metrics.jsonl`, `timings.jsonl` and `config.yaml`.
+
+    After each epoch the valid records are predicted; the checkpoint of the highest macro AUPRC is the one marked best.
+    Resuming and SIGTERM as in `pretrain`.
+
+    inputs: `manifests`, the directory of `labelled_{train,valid}.parquet` and `label_space.yaml`; `slices`, the
+        directories of the prepared slices; `pretrain`, the directory of a pretraining run, whose architecture is also
+        that of random weights
+
+    Raises:
+        InputError: no segment or a label without both classes to train on, an encoder of other segments than these, no
+            such device, a loss that is not finite, or a checkpoint that cannot be read.
+    """
+    device = pick_device(config.device)
+    shards = Shards(inputs["slices"])
+    space = read_label_space(inputs["manifests"] / "label_space.yaml")
+    train, valid = (_read_labelled(inputs["manifests"], split, space) for split in ("train", "valid"))
+    places = shards.places(train.table)[:, None]
+    weights = positive_weight(train.labels, space) if config.pos_weight else torch.ones(len(space.labels))
+    positive_weights = weights.to(device)
+    pretrained = _read_pretrained(inputs["pretrain"], shards)
+
+    torch.manual_seed(config.seed)
+    model = Classifier(
+        pretrained.model_config,
+        len(space.labels),
+        dropout=config.dropout,
+        activation_dropout=config.activation_dropout,
+        feature_grad_scale=0.0 if config.freeze_extractor else 1.0,
+    )
+    if config.init == "pretrained":
+        checkpoints.load_state(model.encoder, checkpoints.encoder_state(pretrained), str(pretrained.path))
+    model.to(device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config), betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay
+    )
+    rates = [group["lr"] for group in optimizer.param_groups]
+    meta = checkpoints.Meta(
+        "finetuned",
+        pretrained.model_config,
+        shards.leads,
+        shards.sampling_rate_hz,
+        shards.segment_samples,
+        labels=tuple(space.names),
+        aggregation={label.name: label.aggregation for label in space.labels},
+    )
+    write_config(config, out)
+    resumed = resume(out, config, model, optimizer)
+    start = resumed.step if resumed else 0
+    best: dict[str, Any] = resumed.progress["best"] if resumed else {"step": None, "score": None}
+    per_epoch = batches_per_epoch(len(places), config.batch_size)
+    max_steps = per_epoch * config.max_epochs
+    visits = visits_from(len(places), config.batch_size, config.seed, start, max_steps)
+    batches = load(shards, places, visits, device, config.loader_workers)
+    randomness = Randomness(config.seed, device)
+
+    step = start  # updates done
+    with (
+        SavesOnSigterm() as sigterm,
+        Log(out, start, max_steps) as log,
+        tqdm(desc="finetune", initial=start, total=max_steps, unit=" steps", **PROGRESS_BAR) as bar,
+    ):
+        while True:
+            end_of_epoch = step > 0 and step % per_epoch == 0
+            last_step = step == max_steps
+
+            if end_of_epoch:
+                scores = validate(model, shards, valid, space, positive_weights, config.batch_size, device)
+                log.metrics({"step": step, "split": "valid", "epoch": step // per_epoch, **scores})
+                if is_better(scores["macro_auprc"], best["score"]):
+                    best = {"step": step, "score": scores["macro_auprc"]}
+                waited_epochs = (step - best["step"]) // per_epoch
+                last_step = last_step or 0 < config.patience_epochs <= waited_epochs
+                say(
+                    f"epoch {step // per_epoch} of {config.max_epochs}: valid loss {scores['loss']:.4g}, "
+                    f"macro AUPRC {_shown(scores['macro_auprc'])} (best {_shown(best['score'])}, step {best['step']:,})"
+                )
+
+            if step > start and (end_of_epoch or sigterm.requested):
+                progress = {"config": content_of(config), "epochs": step / per_epoch, "best": best}
+                state = {"optimizer": optimizer.state_dict()}
+                checkpoints.save(out, step, model.state_dict(), state, replace(meta, progress=progress))
+            if end_of_epoch:
+                checkpoints.mark_best(out, best["step"])
+                prune(out, lambda s: s % per_epoch == 0, keep_last=1)
+
+            if last_step:
+                break
+            if sigterm.requested:
+                sigterm.leave(step)
+
+            started = time.perf_counter()
+            randomness.begin(step)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * warm_up(step, config.warmup_steps)
+            optimizer.zero_grad()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            signal = standardise(batch, device)
+            lead_mask = sample_lead_mask(
+                len(signal), len(shards.leads), config.lead_mask_probability, randomness.device
+            )
+            logits = model(apply_lead_mask(signal, lead_mask)).logits
+            total, known = masked_bce(logits, train.labels[batch.numbers].to(device), positive_weights)
+            torch.autograd.backward(total)
+            loss = float(total.detach()) / known
+            if not math.isfinite(loss):
+                record_ids = [train.table["record_id"][int(i)] for i in batch.numbers]
+                raise diverged("finetune", step + 1, loss, record_ids)
+            gradient_norm = divide_gradients(model, known)
+            optimizer.step()
+
+            step += 1
+            log.training(
+                {
+                    "step": step,
+                    "split": "train",
+                    "loss": loss,
+                    "gradient_norm": gradient_norm,
+                    "learning_rate": config.learning_rate * warm_up(step - 1, config.warmup_steps),
+                }
+            )
+            log.timing(step, time.perf_counter() - started, waited, len(signal))
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
+
+    shards.close()
+    return {
+        "steps": step,
+        "epochs": step // per_epoch,
+        "best epoch": best["step"] // per_epoch,
+        "segments": len(places),
+        "labels": len(space.labels),
+        "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """What is trained, with its learning rate: the head, then the layers from the top, then all that lies below them.
+
+    The top layer has `learning_rate`, each one below `layer_decay` times that of the one above; the embeddings and the
+    extractor, below the lowest layer, share one rate.
+    """
+    head = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
+    parts: list[tuple[list[torch.nn.Parameter], float]] = [(list(model.proj.parameters()), head)]
+    rate = config.learning_rate
+    for layer in reversed(model.encoder.encoder.layers):
+        parts.append((list(layer.parameters()), rate))
+        rate *= config.layer_decay
+    above = {id(parameter) for parameters, _ in parts for parameter in parameters}
+    parts.append(([parameter for parameter in model.parameters() if id(parameter) not in above], rate))
+    return [{"params": [p for p in parameters if p.requires_grad], "lr": lr} for parameters, lr in parts]
+
+
+def positive_weight(labels: Tensor, space: LabelSpace) -> Tensor:
+    """(label,) negatives / positives of (segment, label); unknown ones are neither.
+
+    Raises:
+        InputError: a label without both.
+    """
+    positives, negatives = (labels == 1).sum(dim=0), (labels == 0).sum(dim=0)
+    for label, positive, negative in zip(space.labels, positives.tolist(), negatives.tolist(), strict=True):
+        if not positive or not negative:
+            raise InputError(
+                f"label {label.name!r} has {positive} positive and {negative} negative segments to train on and needs "
+                "both; set manifests.rare_labels=drop, or finetune.pos_weight=false"
+            )
+    return negatives / positives
+
+
+def masked_bce(logits: Tensor, labels: Tensor, positive_weights: Tensor) -> tuple[Tensor, int]:
+    """Binary cross-entropy summed over the known labels, and how many these are (at least 1, so that it divides).
+
+    logits, labels: (segment, label), labels NaN where unknown: those carry no loss and no gradient
+    positive_weights: (label,) factor on the loss of positives
+    """
+    known = ~labels.isnan()
+    loss = F.binary_cross_entropy_with_logits(
+        logits, labels.nan_to_num(0.0), weight=known.float(), pos_weight=positive_weights, reduction="sum"
+    )
+    return loss, max(int(known.sum()), 1)
+
+
+def validate(
+    model: Classifier,
+    shards: Shards,
+    valid: Labelled,
+    space: LabelSpace,
+    positive_weights: Tensor,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, float | None]:
+    """The loss by segment; macro AUPRC and AUROC by record, over the labels with both classes (None: there is none)."""
+    logits = segment_outputs(model, valid.table, shards, batch_size, device).logits
+    assert logits is not None
+    loss, known = masked_bce(torch.from_numpy(logits), valid.labels, positive_weights.cpu())
+    probabilities = torch.from_numpy(logits).double().sigmoid().numpy()
+    record_ids = valid.table["record_id"].to_list()
+    records, predicted, _ = aggregate(record_ids, probabilities, [label.aggregation for label in space.labels])
+    first_segment = {record_id: row for row, record_id in reversed(list(enumerate(record_ids)))}
+    truth = valid.labels[[first_segment[record_id] for record_id in records]].double().numpy()
+    scores = point_scores(truth, predicted)
+    return {
+        "loss": float(loss) / known,
+        "macro_auprc": _mean_of_scored(scores.auprc),
+        "macro_auroc": _mean_of_scored(scores.auroc),
+    }
+
+
+def is_better(score: float | None, best: float | None) -> bool:
+    """Whether an epoch replaces the best so far. Where no label can be scored (None), the latest is the best."""
+    if score is None or best is None:
+        return best is None
+    return score > best
+
+
+def _mean_of_scored(of_label: np.ndarray) -> float | None:
+    scored = of_label[~np.isnan(of_label)]
+    return float(scored.mean()) if len(scored) else None
+
+
+def _shown(score: float | None) -> str:
+    return "unknown" if score is None else f"{score:.3f}"
+
+
+def _read_labelled(manifests: Path, split: str, space: LabelSpace) -> Labelled:
+    table = read_table(manifests / f"labelled_{split}.parquet", "labelled_segments")
+    if table.is_empty():
+        raise InputError(f"labelled_{split}.parquet is empty: no record of that split has a label")
+    labels = table.select(pl.col(space.names).cast(pl.Float32).fill_null(math.nan)).to_numpy()
+    return Labelled(table, torch.tensor(labels))
+
+
+def _read_pretrained(directory: Path, shards: Shards) -> checkpoints.Checkpoint:
+    """The last checkpoint of a pretraining run, for segments like these."""
+    path = checkpoints.latest(directory)
+    if path is None:
+        raise InputError(f"{directory}: holds no complete checkpoint; pretrain first")
+    found = checkpoints.load(path)
+    if (found.meta.leads, found.meta.sampling_rate_hz) != (shards.leads, shards.sampling_rate_hz):
+        raise InputError(
+            f"{path}: was pretrained on {len(found.meta.leads)} leads at {found.meta.sampling_rate_hz:g} Hz, the "
+            f"shards have {len(shards.leads)} at {shards.sampling_rate_hz:g} Hz; prepare them alike"
+        )
+    return found
