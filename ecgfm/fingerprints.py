@@ -36,21 +36,24 @@ class Input:
 
 @dataclass(frozen=True)
 class RawTree:
-    """The files of a raw folder: path below the root -> what identifies the content."""
+    """The files of a raw folder: path below the root -> what identifies the content.
+
+    origin: where they come from, in words ("ptb_xl raw files")
+    """
 
     root: Path
     files: Mapping[str, str]
     origin: str
 
     @classmethod
-    def scan(cls, root: Path, origin: str, hash_content: bool = False) -> RawTree:
-        """Every file below `root` with size and modification time, or with its content's hash.
+    def scan(cls, root: Path, source: str, hash_content: bool = False) -> RawTree:
+        """Every file below a source's raw folder with size and modification time, or with its content's hash.
 
         Raises:
             InputError: no such folder, no file in it, or one that cannot be looked at.
         """
         if not root.is_dir():
-            raise InputError(f"{origin}: no such folder: {root}; give the raw folder with --raw {origin}=PATH")
+            raise InputError(f"{source}: no such folder: {root}; give the raw folder with --raw {source}=PATH")
         files: dict[str, str] = {}
         try:
             for path, entry in _walk(str(root), ""):
@@ -59,12 +62,12 @@ class RawTree:
         except OSError as error:  # no permission; a link in a circle
             raise InputError(f"{origin}: cannot read {error.filename}: {error.strerror}") from error
         if not files:
-            raise InputError(f"{origin}: the folder {root} is empty")
-        return cls(root, files, origin)
+            raise InputError(f"{source}: the folder {root} is empty")
+        return cls(root, files, f"{source} raw files")
 
     def everything(self) -> Input:
         """All files below the root."""
-        return Input(self.root, digest_of(self.files), f"{self.origin} raw files", self._folders())
+        return Input(self.root, digest_of(self.files), self.origin, self._folders())
 
     def by_slice(self, slice_ids: Sequence[str]) -> dict[str, Input]:
         """For each slice (a folder or a file of the tree) the files at or below it; the stage gets the root."""
@@ -77,7 +80,7 @@ class RawTree:
             if place:
                 grouped[place][path] = identity
         return {
-            slice_id: Input(self.root, digest_of(files), f"{self.origin} raw files", {slice_id: digest_of(files)})
+            slice_id: Input(self.root, digest_of(files), self.origin, {slice_id: digest_of(files)})
             for slice_id, files in grouped.items()
         }
 

@@ -188,7 +188,7 @@ def _prepared(
     module = f"ecgfm.sources.{source}"
     if source == "synthetic" and source not in raw:
         synthesized = walker.one(Request(SYNTHESIZE, {}, pipeline.synthetic))
-        tree = None if isinstance(synthesized, Pending) else synthesized.as_raw(source)
+        tree = None if isinstance(synthesized, Pending) else synthesized.as_raw()
         everything = tree.everything() if tree else synthesized.select("*")
     else:
         if source not in raw:

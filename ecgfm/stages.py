@@ -129,9 +129,9 @@ class Output:
         """One file; the stage gets its path."""
         return Input(self.directory / name, self.files[name], self.name)
 
-    def as_raw(self, origin: str) -> RawTree:
+    def as_raw(self) -> RawTree:
         """What the stage wrote, as another stage's raw folder."""
-        return RawTree(self.directory, self.files, origin)
+        return RawTree(self.directory, self.files, self.name)
 
 
 class Store:
@@ -180,7 +180,6 @@ class Store:
                     shutil.rmtree(partial)
                 raise
             self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
-            self._histories.pop(request.stage.name, None)
         return self._load(place, request.name, cached=False)
 
     def make_in_own_process(self, request: Request, force: bool = False) -> Output:
@@ -235,6 +234,8 @@ class Store:
         if workers <= 1:
             yield from (output or self.make(request, force) for request, output in zip(requests, found, strict=True))
             return
+        for request in missing:  # its history is about to grow, out of this process's sight
+            self._histories.pop(request.stage.name, None)
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
             making = iter([pool.submit(self.make, request, force) for request in missing])
             try:
@@ -274,7 +275,7 @@ class Store:
         for name, expected in facts["files"].items():
             try:
                 size = os.stat(place / name).st_size
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return f"output damaged: {name} is missing"
             if size != expected["bytes"]:
                 return f"output damaged: {name} has {size:,} bytes instead of {expected['bytes']:,}"
@@ -285,11 +286,14 @@ class Store:
     def _load(self, place: Path, name: str, cached: bool = True) -> Output:
         facts = json.loads((place / "stage.json").read_bytes())
         files = {path: file["sha256"] for path, file in facts["files"].items() if not file.get("volatile")}
+        if not cached:  # another process may have made it
+            self._histories.pop(place.parent.name, None)
         return Output(place, name, files, facts["counts"], facts["seconds"], cached)
 
     def _commit(self, request: Request, partial: Path, counts: dict[str, int], seconds: float) -> None:
         files: dict[str, dict[str, Any]] = {}
-        for path in sorted(p for p in partial.rglob("*") if p.is_file() and p.name != "stage.json"):
+        manifest = partial / "stage.json"
+        for path in sorted(p for p in partial.rglob("*") if p.is_file() and p != manifest):
             name = path.relative_to(partial).as_posix()
             volatile = any(fnmatch.fnmatch(name, pattern) for pattern in request.stage.volatile)
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)} | (
@@ -308,7 +312,6 @@ class Store:
             "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": {"python": platform.python_version()} | _versions(),
         }
-        manifest = partial / "stage.json"
         manifest.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
         _sync(manifest)
         place = self.place(request)

@@ -9,6 +9,7 @@ _SETTINGS = {
     "DO_NOT_TRACK": "1",  # the SDK's telemetry
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # the server's
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # its 20 s are too few on a busy machine
     "PREFECT_LOGGING_EXTRA_LOGGERS": "ecgfm",  # the library's log is in the run's log
     # leases in memory are lost with a server restart, and their concurrency slots with them
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

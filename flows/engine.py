@@ -1,7 +1,8 @@
 """Library stage -> Prefect task: named runs, state Cached when it was, an artifact with the counts.
 
 Prefect schedules and shows; what is fresh is decided by the stage store alone. What the library logs is in the
-run's log (PREFECT_LOGGING_EXTRA_LOGGERS, set in this package's __init__).
+run's log (PREFECT_LOGGING_EXTRA_LOGGERS, set in this package's __init__). Tasks and subflows take what they work on
+from a closure: Prefect would send a flow's parameters to its server, and walk through a task's.
 """
 
 from __future__ import annotations
@@ -27,50 +28,54 @@ from ecgfm.stages import Output, Request, Store
 class Work:
     """What every task of one run shares.
 
-    states: origin ("splits", "prepare ptb_xl records500/00000") -> the Prefect state that made it, for the edges
+    makers: origin ("splits", "prepare ptb_xl records500/00000") -> what Prefect knows its maker by, for the edges of
+        the run graph: the state of a task, the result of a subflow
     """
 
     pipeline: Pipeline
     store: Store
     selection: Selection
-    states: dict[str, State[Any]] = field(default_factory=dict)
+    makers: dict[str, Any] = field(default_factory=dict)
 
     def run_task(self, name: str, requests: Sequence[Request]) -> list[Output]:
-        """One task for `requests`; its state is remembered for what reads their outputs."""
-        named = make.with_options(name=requests[0].stage.name, task_run_name=name)
-        state: State[list[Output]] = named(self, requests, name, self.upstream(requests), return_state=True)
-        self.states.update((request.name, state) for request in requests)
+        """Make one stage, or a batch of slices, as one task."""
+
+        def make() -> Any:
+            outputs = make_all(self.pipeline, self.store, self.selection, requests, name)
+            if requests[0].stage is not PREPARE:  # slices are summed up by source
+                publish_counts(name, outputs[0].counts)
+                publish_summary(name, outputs[0])
+            if all(output.cached for output in outputs):
+                return Completed(name="Cached", data=outputs)  # a state that a task returns is the task's state
+            return outputs
+
+        stage = requests[0].stage.name
+        named = task(name=stage, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(make)
+        state: State[list[Output]] = named(return_state=True, wait_for=self.upstream(requests))
+        self.makers.update((request.name, state) for request in requests)
         return state.result()
 
-    def upstream(self, requests: Sequence[Request]) -> list[State[Any]]:
-        """The states that made what the requests read, each once."""
-        found: dict[int, State[Any]] = {}
+    def upstream(self, requests: Sequence[Request]) -> list[Any]:
+        """The makers of what the requests read, each once."""
+        found: dict[int, Any] = {}
         for request in requests:
             for given in request.inputs.values():
                 for one in [given] if isinstance(given, Input) else given:
-                    if state := self.states.get(one.origin.removesuffix(" raw files")):
-                        found[id(state)] = state
+                    if one.origin in self.makers:
+                        found[id(self.makers[one.origin])] = self.makers[one.origin]
         return list(found.values())
-
-
-@task(cache_policy=NO_CACHE, persist_result=False)
-def make(work: Work, requests: Sequence[Request], name: str, upstream: Sequence[Any]) -> list[Output]:
-    """Make one stage, or a batch of slices. upstream: what they read, for the edges of the run graph."""
-    outputs = make_all(work.pipeline, work.store, work.selection, requests, name)
-    if requests[0].stage is not PREPARE:  # slices are summed up by source
-        publish_counts(name, outputs[0].counts)
-        summary = outputs[0].directory / "summary.md"
-        if summary.exists():
-            create_markdown_artifact(summary.read_text(encoding="utf-8"), artifact_key(f"{name} summary"), name)
-    cached = all(output.cached for output in outputs)
-    if cached:  # a state that a task returns is the task's state; its data are the result
-        return Completed(name="Cached", data=outputs)  # type: ignore[return-value]
-    return outputs
 
 
 def publish_counts(name: str, counts: Mapping[str, int]) -> None:
     """An artifact of a stage's counts: records in and out, rejected by reason."""
     create_table_artifact([{"what": what, "count": count} for what, count in counts.items()], artifact_key(name), name)
+
+
+def publish_summary(name: str, output: Output) -> None:
+    """An artifact of the stage's own summary, where it wrote one."""
+    if "summary.md" in output.files:
+        text = (output.directory / "summary.md").read_text(encoding="utf-8")
+        create_markdown_artifact(text, artifact_key(f"{name} summary"), name)
 
 
 def artifact_key(name: str) -> str:

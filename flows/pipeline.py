@@ -37,9 +37,7 @@ def run_pipeline(
 
     def execute(requests: Sequence[Request], group: str) -> Sequence[Made]:
         if requests[0].stage is PREPARE:
-            state = prepare_source(group, work, requests, return_state=True)
-            work.states.update((request.name, state) for request in requests)
-            return state.result()
+            return prepare_source(work, group, requests)
         return [work.run_task(request.name, [request])[0] for request in requests]
 
     walker = Walker(work.store, execute, work.selection)

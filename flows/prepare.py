@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from prefect import flow
 
-from ecgfm.pipeline import total_counts
+from ecgfm.pipeline import PREPARE, total_counts
 from ecgfm.stages import Output, Request
 from flows.engine import Work, publish_counts
 
@@ -14,15 +14,26 @@ BATCH_RECORDS = 3000  # 10 s of work or more: a task costs Prefect about 0.1 s
 MAX_TASKS = 48  # more nodes than that on one level of the run graph are a smear
 
 
-@flow(name="prepare source", flow_run_name="{group}", validate_parameters=False)
-def prepare_source(group: str, work: Work, requests: Sequence[Request]) -> list[Output]:
-    """Prepare the slices of one source; `group` names it ("prepare ptb_xl")."""
-    outputs: list[Output] = []
-    for batch in batches(requests):
-        first, last = len(outputs) + 1, len(outputs) + len(batch)
-        number = f"slice {first}" if first == last else f"slices {first}-{last}"
-        outputs += work.run_task(f"{group}: {number} of {len(requests)}", batch)
-    publish_counts(group, total_counts(outputs))
+def prepare_source(work: Work, group: str, requests: Sequence[Request]) -> list[Output]:
+    """Prepare the slices of one source as a subflow; `group` names it ("prepare ptb_xl")."""
+
+    @flow(name="prepare source", flow_run_name=group)
+    def prepare(source: str, slices: int, records: int) -> list[Output]:
+        outputs: list[Output] = []
+        for batch in batches(requests):
+            first, last = len(outputs) + 1, len(outputs) + len(batch)
+            which = f"slice {first}" if first == last else f"slices {first}-{last}"
+            outputs += work.run_task(
+                f"{source}: {which} of {slices} ({sum(one.size for one in batch):,} records)", batch
+            )
+        publish_counts(group, total_counts(outputs))
+        return outputs
+
+    source = group.removeprefix(f"{PREPARE.name} ")
+    records = sum(request.size for request in requests)
+    upstream = work.upstream(requests)
+    outputs: list[Output] = prepare(source, len(requests), records, wait_for=upstream)  # type: ignore[call-overload]
+    work.makers.update((request.name, outputs) for request in requests)
     return outputs
 
 

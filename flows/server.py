@@ -45,7 +45,8 @@ def use(api: str | None, data_dir: Path, debug: bool) -> None:
     """
     if api:
         os.environ["PREFECT_API_URL"] = api
-    os.environ.setdefault("PREFECT_HOME", str(_home(data_dir)))
+    if "PREFECT_HOME" not in os.environ:
+        os.environ["PREFECT_HOME"] = str(_made_home(data_dir))
     # the command line shows our own lines and one line for an error; the run's log has everything
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if debug else "CRITICAL")
 
@@ -64,8 +65,7 @@ def local_server(data_dir: Path, port: int) -> Iterator[str]:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise InputError(f"port {port} is taken; choose another with --port")
     address = f"http://127.0.0.1:{port}"
-    home = _home(data_dir)
-    home.mkdir(parents=True, exist_ok=True)
+    home = _made_home(data_dir)
     # the UI asks the address it was told, whatever port the server has
     settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_UI_API_URL": f"{address}/api", "PREFECT_API_URL": ""}
     environment = {name: value for name, value in {**os.environ, **settings}.items() if value}
@@ -103,6 +103,15 @@ def _answers(api: str) -> bool:
 
 def _home(data_dir: Path) -> Path:
     return data_dir / "prefect"
+
+
+def _made_home(data_dir: Path) -> Path:
+    home = _home(data_dir)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the data directory cannot be written: {error}; choose another with --data-dir") from error
+    return home
 
 
 def _of_profile() -> str | None:
