@@ -60,7 +60,7 @@ class RawTree:
                 stat = entry.stat()
                 files[path] = f"{stat.st_size}:{sha256_of(Path(entry.path)) if hash_content else stat.st_mtime_ns}"
         except OSError as error:  # no permission; a link in a circle
-            raise InputError(f"{origin}: cannot read {error.filename}: {error.strerror}") from error
+            raise InputError(f"{source}: cannot read {error.filename}: {error.strerror}") from error
         if not files:
             raise InputError(f"{source}: the folder {root} is empty")
         return cls(root, files, f"{source} raw files")
