@@ -137,7 +137,7 @@ def ecg_figure(
     figure = Figure(figsize=(width / 25.4, height / 25.4), facecolor="white")
     axes: Any = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # one unit is one millimetre
     axes.axis("off")
-    _paper(axes, (0, width), (bottom, height - _TITLE_MM))
+    paper = _paper(axes, (0, width), (bottom, height - _TITLE_MM))
     per_lead = round(seconds * sampling_rate_hz)
     for column in range(n_columns):
         first = column * per_lead if is_long else 0
@@ -156,6 +156,8 @@ def ecg_figure(
         samples = signal_mv[LEADS.index(RHYTHM_LEAD), : round(LONG_SECONDS * sampling_rate_hz)]
         _lead(axes, RHYTHM_LEAD, samples, sampling_rate_hz, (left, bottom + row_mm / 2))
         _calibration_pulse(axes, _MARGIN_MM, bottom + row_mm / 2)
+    for line in axes.lines:
+        line.set_clip_path(paper)  # tall complexes may cross other leads, as on paper, but not the title
     axes.text(_MARGIN_MM, height - _TITLE_MM / 2, title, va="center", size=10, color=_INK)
     scale = f"{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV   {sampling_rate_hz:g} Hz"
     axes.text(width - _MARGIN_MM, bottom / 2, scale, va="center", ha="right", size=9, color=_QUIET)
@@ -225,13 +227,14 @@ def _panel(axes: Any, panel: Panel, looks: dict[str, dict[str, Any]], handles: d
         axes.ticklabel_format(axis="y", useOffset=False)
 
 
-def _paper(axes: Any, across: tuple[float, float], up: tuple[float, float]) -> None:
+def _paper(axes: Any, across: tuple[float, float], up: tuple[float, float]) -> Any:
     """Paper with a line every millimetre and a stronger one every five."""
-    axes.axhspan(*up, color=_PAPER, zorder=0)
+    paper = axes.axhspan(*up, color=_PAPER, zorder=0)
     for every, colour, line_width in ((1, _FINE, 0.35), (5, _COARSE, 0.6)):
         x, y = np.arange(across[0], across[1] + 0.01, every), np.arange(up[0], up[1] + 0.01, every)
         axes.vlines(x, *up, color=colour, linewidth=line_width, zorder=1)
         axes.hlines(y, *across, color=colour, linewidth=line_width, zorder=1)
+    return paper
 
 
 def _lead(axes: Any, lead: str, samples: np.ndarray, sampling_rate_hz: float, at: tuple[float, float]) -> None:

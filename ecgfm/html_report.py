@@ -1,0 +1,450 @@
+"""The report of an evaluation: plain data in, one self-contained HTML page out.
+
+The page holds neither dates nor seconds nor paths: the same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup, escape
+
+from ecgfm.drawing import Panel, Series, draw_ecg, draw_panels
+from ecgfm.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
+from ecgfm.report_template import STYLE, TEMPLATE
+
+MODELS = {
+    "finetuned": "Finetuned model",
+    "probe": "Linear probe, pretrained encoder",
+    "probe_random": "Linear probe, random encoder",
+}
+"""The models an evaluation may score, with the words of the report."""
+
+DIFFERENCES = {
+    ("finetuned", "probe"): "Finetuned minus linear probe",
+    ("probe", "probe_random"): "Pretrained minus random encoder, by linear probe",
+}
+"""Which models are compared pair by pair: what finetuning adds, and what pretraining adds."""
+
+FEW_PATIENTS, FEW_POSITIVES = 200, 10
+"""Below these the report says in words that the test split is small."""
+
+NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
+MAX_POINTS = 300  # of a training curve; more than a panel has pixels for
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """One split. pairs: of CMSC; None where none are made. unknown_patients: records of no known patient."""
+
+    records: int
+    known_patients: int
+    unknown_patients: int
+    segments: int
+    pairs: int | None
+    labelled_records: int
+    labelled_segments: int
+
+    @property
+    def patients(self) -> str:
+        """In words."""
+        if not self.known_patients:
+            return "patients unknown"
+        more = f", {_count(self.unknown_patients)} of unknown patients" if self.unknown_patients else ""
+        return _counted(self.known_patients, "patient") + more
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Records in and out. listed: by source; rejected, excluded: by reason; splits: by name."""
+
+    listed: Mapping[str, int]
+    rejected: Mapping[str, int]
+    excluded: Mapping[str, int]
+    splits: Mapping[str, SplitCounts]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run.
+
+    facts: what a reader wants first, as (name, value); config: every value
+    rows: of its metrics.jsonl: `step`, `split` and measures
+    caption: of its curves
+    """
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    caption: str
+
+
+@dataclass(frozen=True)
+class DrawnEcg:
+    """One test record to draw.
+
+    row: of the report's `truth`; why: in words, a heading
+    signal_mv: (lead, time), millivolt; saliency: (time,) 0 to 1
+    caption: what part of the record it is
+    """
+
+    row: int
+    record_id: str
+    why: str
+    signal_mv: np.ndarray
+    sampling_rate_hz: float
+    saliency: np.ndarray
+    caption: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page says.
+
+    labels, aggregations: (label,)
+    truth: (record, label) 0, 1, or NaN for unknown; predictions: by model, (record, label); all of the test split
+    scores: by model, and of the `DIFFERENCES` by "a - b"
+    operating_points: (label,) of the finetuned model
+    dropped: label -> why it was left out before training
+    probe_strengths: (name, C)
+    """
+
+    cohort: Cohort
+    labels: Sequence[str]
+    aggregations: Sequence[str]
+    truth: np.ndarray
+    predictions: Mapping[str, np.ndarray]
+    scores: Mapping[str, Scores]
+    operating_points: Sequence[OperatingPoint]
+    n_replicates: int
+    confidence: float
+    probe_strengths: Sequence[tuple[str, float]]
+    dropped: Mapping[str, str]
+    pretraining: Training
+    finetuning: Training
+    ecgs: Sequence[DrawnEcg]
+
+
+def render(report: Report) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {
+        "count": _count,
+        "counted": _counted,
+        "decimals": lambda value: f"{value:.3f}",
+        "signed": _signed,
+        "interval": _interval,
+        "percent": lambda value: f"{100 * value:.1f}%",
+        "words": lambda name: str(name).replace("_", " "),
+        "capitalize_first": lambda text: text[0].upper() + text[1:],
+    }
+    scores, cohort = report.scores, report.cohort
+    n_listed, n_rejected, n_excluded = (
+        sum(counts.values()) for counts in (cohort.listed, cohort.rejected, cohort.excluded)
+    )
+    return environment.from_string(TEMPLATE).render(
+        r=report,
+        style=Markup(STYLE),
+        models={key: name for key, name in MODELS.items() if key in scores},
+        differences={" - ".join(pair): name for pair, name in DIFFERENCES.items() if set(pair) <= set(scores)},
+        finetuned=scores["finetuned"],
+        confidence=f"{100 * report.confidence:g} %",
+        summary=_summary(report),
+        comparison=_comparison(report),
+        meaning=_meaning(report),
+        small=_small(report),
+        n_listed=n_listed,
+        n_rejected=n_rejected,
+        n_prepared=n_listed - n_rejected,
+        n_excluded=n_excluded,
+        n_split=n_listed - n_rejected - n_excluded,
+        findings=_findings(report),
+        unknown_note=_unknown_note(report),
+        replicate_note=_replicate_note(report),
+        roc=_curves(report, roc=True),
+        pr=_curves(report, roc=False),
+        trainings=[_training(run) for run in (report.pretraining, report.finetuning)],
+        probes=[(name, f"{c:g}") for name, c in report.probe_strengths],
+        ecgs=[_ecg(report, ecg) for ecg in report.ecgs],
+    )
+
+
+# ---- sentences ----------------------------------------------------------------------------------------------------
+
+
+def _summary(report: Report) -> str:
+    """The headline, with every number's interval."""
+    finetuned = report.scores["finetuned"]
+    n_labels = len(report.labels) - len(finetuned.left_out)
+    test = report.cohort.splits["test"]
+    whose = f" of {test.patients}" if test.known_patients and not test.unknown_patients else ""
+    parts = [
+        f"On {_counted(finetuned.n_records, 'test record')}{whose} that no training step has seen, the finetuned model "
+        f"reaches a macro AUROC of {_with_interval(finetuned.macro_auroc)} and a macro AUPRC of "
+        f"{_with_interval(finetuned.macro_auprc)} over {_counted(n_labels, 'finding')}."
+    ]
+    for key, what in (
+        ("probe", "A linear probe on the frozen pretrained encoder reaches"),
+        ("probe_random", "the same probe on an encoder of random weights"),
+    ):
+        if key in report.scores:
+            one = report.scores[key]
+            parts.append(f"{what} {_with_interval(one.macro_auroc)} and {_with_interval(one.macro_auprc)}")
+    first, *probes = parts
+    return f"{first} {', '.join(probes)}. In brackets: {100 * report.confidence:g} % intervals."
+
+
+def _comparison(report: Report) -> str:
+    """Whether the test split can tell the models apart."""
+    subjects = {
+        ("finetuned", "probe"): ("the finetuned model", "the linear probe"),
+        ("probe", "probe_random"): ("the probe on the pretrained encoder", "the one on random weights"),
+    }
+    sentences = []
+    for pair, (subject, other) in subjects.items():
+        difference = report.scores.get(" - ".join(pair))
+        if difference is None or difference.macro_auroc is None or difference.macro_auroc.low is None:
+            continue
+        low, high = difference.macro_auroc.low, difference.macro_auroc.high
+        assert high is not None
+        if low > 0 or high < 0:
+            verdict = f"{subject} ranks {'better' if low > 0 else 'worse'} than {other}"
+        else:
+            verdict = f"these records do not tell {subject} from {other}"
+        sentences.append(
+            f"{verdict} (macro AUROC difference {_signed(difference.macro_auroc.value)}, interval {_signed(low)} to "
+            f"{_signed(high)})"
+        )
+    text = "; ".join(sentences)
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _meaning(report: Report) -> str:
+    n = report.scores["finetuned"].n_patients
+    return (
+        f"An interval says how far the number might move had other patients been in the test split: the middle "
+        f"{100 * report.confidence:g} % of {_count(report.n_replicates)} draws of {_counted(n, 'patient')} with "
+        "replacement. Differences are taken on the same draws, so they can be clear where the single intervals overlap."
+    )
+
+
+def _small(report: Report) -> str:
+    """A plain warning where the test split is small; empty where it is not."""
+    finetuned = report.scores["finetuned"]
+    rare = [label for label in finetuned.labels if label.positives < FEW_POSITIVES]
+    if finetuned.n_patients >= FEW_PATIENTS and not rare:
+        return ""
+    words = []
+    if finetuned.n_patients < FEW_PATIENTS:
+        words.append(f"holds {_counted(finetuned.n_patients, 'patient')}")
+    if rare:
+        least = min(rare, key=lambda label: label.positives)
+        words.append(
+            f"has fewer than {FEW_POSITIVES} records of {len(rare)} of {len(finetuned.labels)} findings "
+            f"({least.label}: {least.positives})"
+        )
+    return (
+        f"This test split is small: it {' and '.join(words)}. One record more or less moves such numbers visibly, and "
+        "a bootstrap of so few cases tends to give intervals that are too narrow. Read the numbers as a check that the "
+        "pipeline works and learns, not as the performance of the model."
+    )
+
+
+def _unknown_note(report: Report) -> str:
+    unknown = int(np.isnan(report.truth).sum())
+    return f"Left out label by label: {_counted(unknown, 'unknown label')} of these records." if unknown else ""
+
+
+def _replicate_note(report: Report) -> str:
+    finetuned = report.scores["finetuned"]
+    lost = {label.label: label.auroc.left_out for label in finetuned.labels if label.auroc and label.auroc.left_out}
+    if not lost:
+        return ""
+    worst = max(lost, key=lambda label: lost[label])
+    return (
+        f"In some of the {_count(report.n_replicates)} replicates a finding has no record with or none without it, and "
+        f"is left out there: {_counted(len(lost), 'finding')}, most often {worst} ({_count(lost[worst])}). The macro "
+        f"mean of such a replicate ({_count(finetuned.incomplete_replicates)} of them) is that of its other findings."
+    )
+
+
+# ---- tables and pictures ------------------------------------------------------------------------------------------
+
+
+def _findings(report: Report) -> list[dict[str, Any]]:
+    rows = []
+    for k, (scores, probe) in enumerate(
+        zip(report.scores["finetuned"].labels, report.scores["probe"].labels, strict=True)
+    ):
+        point = report.operating_points[k]
+        rows.append(
+            {
+                "label": scores.label,
+                "aggregation": report.aggregations[k],
+                "scores": scores,
+                "probe": probe,
+                "prevalence": f"{100 * scores.positives / scores.n:.1f} %" if scores.n else NONE,
+                "sensitivity": _share(point.true_positives, point.true_positives + point.false_negatives),
+                "specificity": _share(point.true_negatives, point.true_negatives + point.false_positives),
+            }
+        )
+    return rows
+
+
+def _curves(report: Report, roc: bool) -> Markup:
+    panels = []
+    for k, scores in enumerate(report.scores["finetuned"].labels):
+        if scores.auroc is None:
+            continue
+        known = ~np.isnan(report.truth[:, k])
+        truth = report.truth[known, k]
+        curve = roc_curve if roc else pr_curve
+        series = tuple(
+            Series(MODELS[name], *curve(truth, report.predictions[name][known, k]), steps=not roc)
+            for name in ("finetuned", "probe")
+        )
+        axes = (f"1 {MINUS} specificity", "sensitivity") if roc else ("recall", "precision")
+        title = f"{_shortened(scores.label)}\n{_count(scores.positives)} of {_count(scores.n)}"
+        level = None if roc else scores.positives / scores.n
+        panels.append(Panel(title, *axes, series, unit_square=True, diagonal=roc, level=level))
+    if not panels:
+        return Markup("<p>No finding could be scored.</p>")
+    return _svg(
+        draw_panels(panels, panel_inches=(2.5, 2.5)),
+        f"{'ROC' if roc else 'Precision-recall'} curves of {len(panels)} findings",
+    )
+
+
+def _training(run: Training) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "facts": run.facts,
+        "config": [(name, _value(value)) for name, value in flatten(run.config)],
+        "caption": run.caption,
+        "figure": _svg(
+            draw_panels(training_panels(run.rows), panel_inches=(2.5, 1.9)), f"Curves of {run.name.lower()}"
+        ),
+    }
+
+
+def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """A panel per measure of a metrics.jsonl, over steps, with a line per split.
+
+    Settings and the gradient's norm are no measures. Long curves are thinned to means of consecutive steps.
+    """
+    settings = {"step", "epoch", "split", "learning_rate", "quantizer_temperature", "gradient_norm"}
+    names = dict.fromkeys(name for row in rows for name in row if name not in settings)
+    splits = sorted({str(row["split"]) for row in rows})
+    panels = []
+    for name in names:
+        series = []
+        for split in splits:
+            points = [(row["step"], row[name]) for row in rows if row["split"] == split and row.get(name) is not None]
+            if points:
+                x, y = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+                series.append(Series(split, _thinned(x), _thinned(y)))
+        if series:
+            panels.append(Panel(name.replace("_", " "), "step", "", tuple(series)))
+    return panels
+
+
+def _ecg(report: Report, ecg: DrawnEcg) -> dict[str, Any]:
+    """One ECG with the findings that are in it, those called, and the three most probable ones."""
+    probabilities, truth = report.predictions["finetuned"][ecg.row], report.truth[ecg.row]
+    thresholds = np.array([point.threshold for point in report.operating_points])
+    order = np.argsort(-probabilities, kind="stable")
+    rows = [
+        {
+            "label": report.labels[k],
+            "truth": "unknown" if np.isnan(truth[k]) else "present" if truth[k] == 1 else "absent",
+            "called": "present" if probabilities[k] >= thresholds[k] else "absent",
+            "probability": float(probabilities[k]),
+            "threshold": float(thresholds[k]),
+        }
+        for place, k in enumerate(order)
+        if place < 3 or truth[k] == 1 or probabilities[k] >= thresholds[k]
+    ]
+    png = draw_ecg(ecg.signal_mv, ecg.sampling_rate_hz, ecg.saliency, ecg.record_id)
+    return {
+        "record_id": ecg.record_id,
+        "why": ecg.why,
+        "caption": ecg.caption,
+        "rows": rows,
+        "image": "data:image/png;base64," + base64.b64encode(png).decode(),
+    }
+
+
+def _svg(svg: str, description: str) -> Markup:
+    """A picture of its own, so that the names inside one SVG do not meet those of another."""
+    data = base64.b64encode(svg.encode()).decode()
+    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(escape(description), data)
+
+
+# ---- numbers ------------------------------------------------------------------------------------------------------
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as (dotted name, value)."""
+    flat: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        flat += flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+    return flat
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return NONE
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_value(one) for one in value)
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """At most `MAX_POINTS` means of consecutive values."""
+    parts = np.array_split(values, min(MAX_POINTS, len(values)))
+    return np.array([part.mean() for part in parts])
+
+
+def _count(n: int) -> str:
+    return f"{n:,}"
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _share(part: int, whole: int) -> tuple[str, str]:
+    return (f"{part / whole:.2f}" if whole else NONE), f"{part:,}/{whole:,}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
+def _interval(estimate: Estimate, signed: bool = False) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    if signed:
+        return f"{_signed(estimate.low)} to {_signed(estimate.high)}"
+    return f"{estimate.low:.3f}{NONE}{estimate.high:.3f}"
+
+
+def _with_interval(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "none (no finding has both classes)"
+    return f"{estimate.value:.3f} ({_interval(estimate)})"
+
+
+def _shortened(label: str, characters: int = 30) -> str:
+    return label if len(label) <= characters else label[: characters - 1].rstrip() + "…"

@@ -1,0 +1,321 @@
+"""How the report looks: one HTML page without scripts, fonts or pictures from elsewhere.
+
+A module and not a data file, so that a change of it is a change of the code that the evaluation's key is made of.
+`html_report.render` fills it in.
+"""
+
+STYLE = """
+:root { --ink: #16202a; --quiet: #5b6773; --line: #dde2e7; --soft: #f6f8f9; --accent: #0072b2; --warm: #d55e00; }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
+  Helvetica, Arial, sans-serif; font-variant-numeric: tabular-nums; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 28px 64px; }
+h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; font-weight: 650; letter-spacing: -0.01em; }
+h2 { font-size: 20px; margin: 48px 0 10px; padding-top: 14px; border-top: 1px solid var(--line); font-weight: 650; }
+h3 { font-size: 16px; margin: 26px 0 6px; font-weight: 650; }
+p, li { max-width: 76ch; }
+p { margin: 8px 0; }
+.quiet, figcaption, .note { color: var(--quiet); }
+.note { font-size: 14px; }
+.lead { font-size: 17px; margin-top: 18px; }
+.wide { overflow-x: auto; margin: 14px 0; }
+table { border-collapse: collapse; font-size: 14px; line-height: 1.4; }
+th, td { padding: 6px 18px 6px 0; text-align: right; vertical-align: top; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
+td.words, th.words { text-align: left; white-space: normal; }
+thead th { color: var(--quiet); font-weight: 500; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
+tbody tr + tr td { border-top: 1px solid var(--line); }
+tbody tr.macro td { border-top: 1px solid var(--ink); font-weight: 600; }
+thead tr.groups th { border-bottom: 0; text-align: left; color: var(--ink); font-weight: 600; }
+td small { display: block; color: var(--quiet); font-size: 12px; font-weight: 400; }
+.scale { display: flex; justify-content: space-between; }
+.scale, .bar { width: 140px; }
+.bar { position: relative; height: 14px; margin-top: 3px; border-left: 1px solid var(--line);
+  border-right: 1px solid var(--line); background: linear-gradient(var(--line), var(--line)) 50% 0 / 1px 100%
+no-repeat; }
+.bar i { position: absolute; top: 6px; height: 2px; background: var(--accent); opacity: .55; }
+.bar b { position: absolute; top: 3px; width: 8px; height: 8px; margin-left: -4px; border-radius: 50%;
+  background: var(--accent); }
+.flow { --gap: 36px; display: grid; grid-template-columns: 1fr 1fr; gap: 0 var(--gap); margin: 18px 0; max-width: 720px;
+  font-size: 14px; line-height: 1.45; }
+.box { border: 1px solid #aab4bd; border-radius: 4px; padding: 8px 14px; background: #fff; }
+.box strong { font-size: 16px; }
+.box ul { list-style: none; margin: 2px 0 0; padding: 0; color: var(--quiet); }
+.box.out { border-style: dashed; background: var(--soft); align-self: center; position: relative; margin: 8px 0; }
+.box.out::before { content: ""; position: absolute; right: calc(100% + 1px); top: 50%; width: calc(var(--gap) + 50%);
+  border-top: 1px solid #aab4bd; }
+.arms { grid-column: 1 / -1; display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; }
+.gap { position: relative; min-height: 30px; }
+.gap::before { content: ""; position: absolute; left: 50%; top: 0; bottom: 0; border-left: 1px solid #aab4bd; }
+.gap::after { content: ""; position: absolute; left: calc(50% - 4px); bottom: 0; border: 4.5px solid transparent;
+  border-top: 7px solid #7b8791; border-bottom: 0; }
+figure { margin: 14px 0 22px; }
+figure img { display: block; max-width: 100%; height: auto; }
+figure.ecg img { width: 100%; border: 1px solid var(--line); }
+figcaption { font-size: 14px; margin-top: 6px; max-width: 90ch; }
+dl.config { columns: 3 270px; column-gap: 40px; font-size: 13px; margin: 8px 0; line-height: 1.45; }
+dl.config div { display: flex; justify-content: space-between; gap: 12px; break-inside: avoid;
+  border-bottom: 1px solid var(--line); padding: 2px 0; }
+dl.config dt { color: var(--quiet); overflow-wrap: anywhere; }
+dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
+.caution { border-left: 3px solid var(--warm); padding: 4px 0 4px 16px; margin: 16px 0; }
+@media (max-width: 760px) {
+  main { padding: 24px 18px 48px; }
+  .lead { font-size: 16px; }
+  .flow { --gap: 18px; }
+  .arms { gap: 8px; }
+  .box { padding: 6px 10px; }
+  table { font-size: 13px; }
+  td small { font-size: 11px; }
+  th, td { padding-right: 10px; }
+  .scale, .bar { width: 70px; }
+}
+@media print {
+  body { font-size: 11pt; }
+  main { max-width: none; padding: 0; }
+  h2 { margin-top: 28px; break-after: avoid; }
+  figure, tr, .flow, .box { break-inside: avoid; }
+  .wide { overflow: visible; }
+  table { font-size: 9pt; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  @page { margin: 15mm; }
+}
+"""
+
+TEMPLATE = """\
+{%- macro number(estimate, sign=false) -%}
+{%- if estimate is none -%}&ndash;{%- else -%}
+{{ (estimate.value | signed) if sign else (estimate.value | decimals) }}<small>{{ estimate | interval(sign) }}</small>
+{%- endif -%}
+{%- endmacro -%}
+{%- macro bar(estimate) -%}
+{%- if estimate is not none -%}
+<div class="bar" role="presentation">
+{%- if estimate.low is not none -%}
+<i style="left:{{ estimate.low | percent }};width:{{ (estimate.high - estimate.low) | percent }}"></i>
+{%- endif -%}
+<b style="left:{{ estimate.value | percent }}"></b></div>
+{%- endif -%}
+{%- endmacro -%}
+{%- macro reasons(counts) -%}
+<ul>{% for why, n in counts.items() %}<li>{{ n | count }} {{ why | words }}</li>{% endfor %}</ul>
+{%- endmacro -%}
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>ECG model evaluation: {{ r.cohort.listed.keys() | join(", ") }}</title>
+<link rel="icon" href="data:,">
+<style>{{ style }}</style>
+</head>
+<body>
+<main>
+<header>
+<h1>ECG foundation model: evaluation</h1>
+<div class="quiet">{{ r.cohort.listed.keys() | join(", ") }} · {{ r.labels | length | counted("finding") }} ·
+{{ finetuned.n_records | counted("test record") }}</div>
+</header>
+
+<section>
+<p class="lead">{{ summary }}</p>
+<div class="wide"><table>
+<thead><tr><th>On the {{ finetuned.n_records | counted("test record") }}</th><th>macro AUROC</th>
+<th><div class="scale"><span>0</span><span>0.5</span><span>1</span></div></th><th>macro AUPRC</th>
+<th><div class="scale"><span>0</span><span>0.5</span><span>1</span></div></th></tr></thead>
+<tbody>
+{%- for key, name in models.items() %}
+<tr><td>{{ name }}</td><td>{{ number(r.scores[key].macro_auroc) }}</td><td>{{ bar(r.scores[key].macro_auroc) }}</td>
+<td>{{ number(r.scores[key].macro_auprc) }}</td><td>{{ bar(r.scores[key].macro_auprc) }}</td></tr>
+{%- endfor %}
+{%- for key, name in differences.items() %}{% set d = r.scores[key] %}
+<tr><td>{{ name }}<small>paired difference</small></td>
+<td>{{ number(d.macro_auroc, true) }}</td><td></td><td>{{ number(d.macro_auprc, true) }}</td><td></td></tr>
+{%- endfor %}
+</tbody></table></div>
+<p>{{ comparison }}</p>
+<p class="note">{{ meaning }}</p>
+{%- if small %}
+<p class="caution">{{ small }}</p>
+{%- endif %}
+</section>
+
+<section>
+<h2>Records in and out</h2>
+<div class="flow">
+<div class="box"><strong>{{ n_listed | count }}</strong> listed
+<ul>{% for source, n in r.cohort.listed.items() %}<li>{{ n | count }} {{ source }}</li>{% endfor
+%}</ul></div><div></div>
+<div class="gap"></div>
+<div class="box out"><strong>{{ n_rejected | count }}</strong> rejected{{ reasons(r.cohort.rejected) }}</div>
+<div class="box"><strong>{{ n_prepared | count }}</strong> prepared</div><div></div>
+<div class="gap"></div>
+<div class="box out"><strong>{{ n_excluded | count }}</strong> left out of the splits
+{{- reasons(r.cohort.excluded) }}</div>
+<div class="box"><strong>{{ n_split | count }}</strong> in a split</div><div></div>
+<div class="gap"></div><div></div>
+<div class="arms">
+{%- for split, c in r.cohort.splits.items() %}
+<div class="box"><strong>{{ c.records | count }}</strong> {{ split }}
+<ul><li>{{ c.patients }}</li><li>{{ c.segments | counted("segment") }}</li></ul></div>
+{%- endfor %}
+</div>
+</div>
+<div class="wide"><table>
+<thead><tr><th>Split</th><th>records</th><th>patients</th><th>segments</th><th>pairs for
+pretraining</th>
+<th>labelled records</th><th>labelled segments</th></tr></thead>
+<tbody>
+{%- for split, c in r.cohort.splits.items() %}
+<tr><td>{{ split }}</td><td>{{ c.records | count }}</td>
+<td>{{ (c.known_patients | count) if c.known_patients else "unknown" }}</td>
+<td>{{ c.segments | count }}</td><td>{{ "none" if c.pairs is none else c.pairs | count }}</td>
+<td>{{ c.labelled_records | count }}</td><td>{{ c.labelled_segments | count }}</td></tr>
+{%- endfor %}
+</tbody></table></div>
+<p class="note">Every listed record is prepared or rejected, and every prepared one is in one split or left out, each
+with
+its reason: {{ n_listed | count }} = {{ n_prepared | count }} + {{ n_rejected | count }};
+{{ n_prepared | count }} = {{ n_split | count }} + {{ n_excluded | count }}.</p>
+</section>
+
+<section>
+<h2>Per finding</h2>
+<div class="wide"><table>
+<thead>
+<tr class="groups"><th></th><th></th><th></th><th colspan="2" class="words">Finetuned model</th>
+<th colspan="2" class="words">Linear probe, pretrained</th><th colspan="2" class="words">At one threshold,
+finetuned</th></tr>
+<tr><th>finding</th><th>records</th><th>present</th><th>AUROC</th><th>AUPRC</th><th>AUROC</th><th>AUPRC</th>
+<th>sensitivity</th><th>specificity</th></tr></thead>
+<tbody>
+{%- for row in findings %}
+<tr><td>{{ row.label }}{% if row.aggregation == "max" %}<small>maximum over segments</small>{% endif %}</td>
+<td>{{ row.scores.n | count }}</td>
+<td>{{ row.scores.positives | count }}<small>{{ row.prevalence }}</small></td>
+<td>{{ number(row.scores.auroc) }}</td><td>{{ number(row.scores.auprc) }}</td>
+<td>{{ number(row.probe.auroc) }}</td><td>{{ number(row.probe.auprc) }}</td>
+<td>{{ row.sensitivity[0] }}<small>{{ row.sensitivity[1] }}</small></td>
+<td>{{ row.specificity[0] }}<small>{{ row.specificity[1] }}</small></td></tr>
+{%- endfor %}
+<tr class="macro"><td>macro mean</td><td></td><td></td>
+<td>{{ number(finetuned.macro_auroc) }}</td><td>{{ number(finetuned.macro_auprc) }}</td>
+<td>{{ number(r.scores["probe"].macro_auroc) }}</td><td>{{ number(r.scores["probe"].macro_auprc)
+}}</td><td></td><td></td></tr>
+</tbody></table></div>
+<p class="note">In small type: {{ confidence }} intervals. An AUROC of 0.5 is chance; for the AUPRC chance is the
+share of
+records in which the finding is present, in small type below their number. The threshold of a finding is the one of
+the
+best F1 on the valid split; sensitivity and specificity are those of the test split at that threshold, with the counts
+behind them. {{ unknown_note }} {{ replicate_note }}</p>
+{%- if finetuned.left_out %}
+<p class="caution">Not scored and not in the macro mean, since the test split has records of one kind only:
+{{ finetuned.left_out | join(", ") }}.</p>
+{%- endif %}
+</section>
+
+<section>
+<h2>ROC and precision&ndash;recall curves</h2>
+<figure>{{ roc }}
+<figcaption>ROC, one panel per finding, with the records that have it of all that are known. The grey diagonal is
+chance.</figcaption>
+</figure>
+<figure>{{ pr }}
+<figcaption>Precision&ndash;recall. Precision is the positive predictive value, recall the sensitivity. The grey line
+is chance:
+the share of records with the finding.</figcaption></figure>
+</section>
+
+<section>
+<h2>Training</h2>
+{%- for training in trainings %}
+<h3>{{ training.name }}</h3>
+<figure>{{ training.figure }}<figcaption>{{ training.caption }}</figcaption></figure>
+{%- endfor %}
+</section>
+
+{%- if ecgs %}
+<section>
+<h2>{{ ecgs | length | counted("ECG") | capitalize_first }} of the test split, with the model's attention</h2>
+<p class="note">Chosen by rule, not by hand. Blue shading is where the last layer of the finetuned model looks, for
+all leads
+and findings together, scaled within each segment: it shows attention, and is no proof of why a finding was called.
+Each lead
+is drawn about its median.</p>
+{%- for ecg in ecgs %}
+<h3>{{ ecg.why }}</h3>
+<figure class="ecg"><img alt="12-lead ECG of record {{ ecg.record_id }}" src="{{ ecg.image }}">
+<figcaption>{{ ecg.caption }}</figcaption></figure>
+<div class="wide"><table>
+<thead><tr><th>finding</th><th class="words">in the record</th><th class="words">by the model</th><th>probability</th>
+<th>threshold</th></tr></thead>
+<tbody>
+{%- for row in ecg.rows %}
+<tr><td>{{ row.label }}</td><td class="words">{{ row.truth }}</td><td class="words">{{ row.called }}</td>
+<td>{{ row.probability | decimals }}</td><td>{{ row.threshold | decimals }}</td></tr>
+{%- endfor %}
+</tbody></table></div>
+{%- endfor %}
+</section>
+{%- endif %}
+
+<section>
+<h2>What was trained</h2>
+{%- for training in trainings %}
+<h3>{{ training.name }}</h3>
+<div class="wide"><table><tbody>
+{%- for name, value in training.facts %}<tr><td class="quiet">{{ name }}</td><td class="words">{{ value
+}}</td></tr>{% endfor %}
+</tbody></table></div>
+<dl class="config">
+{%- for name, value in training.config %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}
+</dl>
+{%- endfor %}
+<h3>Linear probes</h3>
+<p>Logistic regression per finding on the standardised mean embedding of each record, the encoder frozen; the L2
+penalty is
+chosen by macro AUPRC on the valid split
+({% for name, c in probes %}{{ name }}: C = {{ c }}{{ "; " if not loop.last }}{% endfor %}).</p>
+</section>
+
+<section>
+<h2>Findings left out</h2>
+{%- if r.dropped %}
+<div class="wide"><table><thead><tr><th>finding</th><th class="words">why</th></tr></thead><tbody>
+{%- for name, why in r.dropped.items() %}<tr><td>{{ name }}</td><td class="words">{{ why }}</td></tr>{% endfor %}
+</tbody></table></div>
+{%- else %}
+<p>None: every finding of the label scheme has records with and without it in all three splits.</p>
+{%- endif %}
+</section>
+
+<section>
+<h2>How to read this, and its limits</h2>
+<ul>
+<li><strong>Not a medical device.</strong> This page describes a model under development. Nothing here may guide the
+care
+of a patient.</li>
+<li><strong>AUROC</strong> is the chance that a record with the finding gets a higher probability than one without.
+<strong>AUPRC</strong> (average precision) is the mean positive predictive value over all sensitivities; it depends
+on how
+common the finding is, so compare it only between models on the same records.</li>
+<li><strong>The macro mean</strong> gives each finding the same weight, the rare and the common.</li>
+<li><strong>The intervals</strong> are {{ confidence }} percentile intervals of {{ r.n_replicates | count }}
+bootstrap replicates
+over the patients of the test split. They cover the chance of having these patients rather than others from the same
+source;
+they do not cover another training run, another hospital, or errors in the labels.</li>
+<li><strong>The labels</strong> are those that the source publishes. Where these are wrong, so is the score.</li>
+<li><strong>The probabilities are not calibrated</strong>: training may weigh rare findings up. They rank records;
+they are no risks.</li>
+<li><strong>A record's probability</strong> is the mean over its segments, or the maximum where a finding can be in
+one
+segment alone (marked in the table).</li>
+</ul>
+</section>
+</main>
+</body>
+</html>
+"""
