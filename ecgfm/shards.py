@@ -18,13 +18,14 @@ from ecgfm.ecg import INVALID, LEADS, Digital, InputError
 
 FORMAT = 1
 DIGITAL_MIN, DIGITAL_MAX = INVALID + 1, 32767
+SMALLEST_RANGE_MV = 1e-15  # an attovolt; finer gains could overflow, and resolve nothing but rounding
 PER_LEAD = ("adc_gain_per_mv", "baseline", "mean_mv", "std_mv")
 
 
 def digitise(signal_mv: np.ndarray) -> Digital:
     """(lead, time) millivolt -> int16 at the finest gain per lead that holds its range.
 
-    Invalid samples become `INVALID`. The error is at most half a step: (max - min) / 131,068.
+    Invalid samples become `INVALID`. The error is at most half a step: the lead's range / 131,068.
     """
     n_leads = len(signal_mv)
     gain, baseline = np.ones(n_leads), np.zeros(n_leads)
@@ -33,9 +34,9 @@ def digitise(signal_mv: np.ndarray) -> Digital:
         samples = signal_mv[lead, valid[lead]]
         low, high = float(samples.min()), float(samples.max())
         if high > low:
-            gain[lead] = (DIGITAL_MAX - DIGITAL_MIN) / (high - low)
+            gain[lead] = (DIGITAL_MAX - DIGITAL_MIN) / max(high - low, SMALLEST_RANGE_MV)
         elif high != 0:  # constant: the whole range of one sign for its one value
-            gain[lead] = DIGITAL_MAX / abs(high)
+            gain[lead] = DIGITAL_MAX / max(abs(high), SMALLEST_RANGE_MV)
         baseline[lead] = DIGITAL_MIN - low * gain[lead] if high > low else 0.0
     with np.errstate(invalid="ignore"):
         scaled = np.rint(signal_mv * gain[:, None] + baseline[:, None])

@@ -1,0 +1,164 @@
+"""HDF5 shards: what goes in comes out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecgfm.ecg import INVALID, LEADS, Digital, InputError
+from ecgfm.shards import ShardReader, ShardWriter, digitise
+from ecgfm.signals import cut_segments, lead_statistics
+
+LENGTH = 50
+
+
+def recorded(seed: int, n_samples: int = 3 * LENGTH) -> Digital:
+    """A digital recording with unequal gains and baselines, one constant lead (V3) and an invalid sample (V6)."""
+    rng = np.random.default_rng(seed)
+    digital = Digital(
+        rng.integers(-3000, 3000, (12, n_samples)).astype(np.int16), rng.uniform(50, 5000, 12), rng.normal(0, 300, 12)
+    )
+    digital.digital[LEADS.index("V3")] = 77
+    digital.digital[LEADS.index("V6"), 3] = INVALID
+    return digital
+
+
+def append(shard: ShardWriter, digital: Digital) -> range:
+    statistics = lead_statistics(digital.to_mv())
+    return shard.append(cut_segments(digital.digital, LENGTH), digital, statistics.mean_mv, statistics.std_mv)
+
+
+def write(path: Path, *recordings: Digital) -> Path:
+    with ShardWriter(path, "toy", "a/b c", 500.0, LENGTH) as shard:
+        for digital in recordings:
+            append(shard, digital)
+    return path
+
+
+def standardised(shard: ShardReader) -> np.ndarray:
+    """(segment, lead, time) as training does it."""
+    scale, offset = shard.standardisation()
+    digital = shard.digital(range(shard.n_segments))
+    return np.where(digital == INVALID, 0, digital * scale[..., None] + offset[..., None])
+
+
+# ---- digitising
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(-1e3, 1e3) | st.just(float("nan")), min_size=1, max_size=30),
+    st.floats(-100, 100),
+)
+def test_digitising_moves_a_sample_by_at_most_half_a_step(samples: list[float], shift: float) -> None:
+    signal_mv = np.array([samples, samples[::-1]]) + shift
+    digital = digitise(signal_mv)
+    back = digital.to_mv()
+    assert digital.digital.dtype == np.int16
+    np.testing.assert_array_equal(digital.digital == INVALID, np.isnan(signal_mv))
+    np.testing.assert_array_equal(np.isnan(back), np.isnan(signal_mv))
+    for before, after in zip(signal_mv, back, strict=True):
+        valid = before[~np.isnan(before)]
+        span = np.ptp(valid) if len(valid) else 0.0
+        tiny = 1e-15 / 65_534 if span == 0 else 0.0  # a constant has half the steps
+        rounding = 1e-12 * np.abs(valid).max() if len(valid) else 0.0
+        assert np.nanmax(np.abs(after - before), initial=0) <= max(span, 1e-15) / 131_068 * (1 + 1e-9) + rounding + tiny
+
+
+def test_the_range_of_a_lead_is_used_in_full() -> None:
+    digital = digitise(np.stack([np.linspace(-0.2, 5.0, 100), np.linspace(1e-6, 2e-6, 100)]))
+    assert digital.digital.min(axis=1).tolist() == [-32767, -32767]
+    assert digital.digital.max(axis=1).tolist() == [32767, 32767]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.3, 1e-9, 123.456])
+def test_a_constant_lead_keeps_its_value(value: float) -> None:
+    back = digitise(np.full((12, 20), value)).to_mv()
+    assert (back == back[0, 0]).all()
+    np.testing.assert_allclose(back, value, rtol=1e-12)
+
+
+# ---- writing and reading
+
+
+def test_a_recording_comes_back_without_loss(tmp_path: Path) -> None:
+    recordings = [recorded(0), recorded(1, LENGTH - 1), recorded(2, 2 * LENGTH + 7)]
+    with ShardWriter(tmp_path / "shard.h5", "toy", "a/b c", 500.0, LENGTH) as writer:
+        rows = [append(writer, digital) for digital in recordings]
+    assert rows == [range(3), range(3, 3), range(3, 5)]
+    shard = ShardReader(tmp_path / "shard.h5")
+    assert (shard.source, shard.slice_id, shard.sampling_rate_hz) == ("toy", "a/b c", 500.0)
+    assert (shard.n_segments, shard.segment_samples, shard.leads) == (5, LENGTH, LEADS)
+    for digital, of_record in zip(recordings, rows, strict=True):
+        for index, row in enumerate(of_record):
+            window = np.s_[:, index * LENGTH : (index + 1) * LENGTH]
+            np.testing.assert_array_equal(shard.digital([row])[0], digital.digital[window])
+            np.testing.assert_array_equal(shard.signal_mv(row), digital.to_mv()[window])
+    shard.close()
+
+
+def test_segments_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    shard = ShardReader(write(tmp_path / "shard.h5", recorded(0), recorded(1)))
+    everything = shard.digital(range(6))
+    assert len({segment.tobytes() for segment in everything}) == 6
+    for rows in ([5, 0, 3, 3], np.array([2, 1]), []):
+        np.testing.assert_array_equal(shard.digital(rows), everything[list(rows)])
+
+
+def test_standardised_each_lead_of_a_record_has_mean_0_and_deviation_1(tmp_path: Path) -> None:
+    shard = ShardReader(write(tmp_path / "shard.h5", recorded(0), recorded(1)))
+    segments = standardised(shard)
+    for of_record in (segments[:3], segments[3:]):
+        by_lead = dict(zip(LEADS, of_record.swapaxes(0, 1).reshape(12, -1), strict=True))
+        assert not by_lead.pop("V3").any(), "a constant lead is 0"
+        v6 = by_lead.pop("V6")
+        assert v6[3] == 0, "so is an invalid sample"
+        by_lead["V6"] = np.delete(v6, 3)
+        for lead in by_lead.values():
+            assert abs(lead.mean()) < 1e-5
+            assert abs(lead.std() - 1) < 1e-5
+
+
+def test_a_missing_lead_is_0_when_standardised_and_invalid_in_millivolt(tmp_path: Path) -> None:
+    digital = recorded(0)
+    digital.digital[5] = INVALID
+    shard = ShardReader(write(tmp_path / "shard.h5", digital))
+    assert not standardised(shard)[:, 5].any()
+    assert np.isfinite(shard.standardisation()).all()
+    assert np.isnan(shard.signal_mv(0)[5]).all()
+
+
+def test_written_twice_the_bytes_are_the_same(tmp_path: Path) -> None:
+    first = write(tmp_path / "one.h5", recorded(0), recorded(1))
+    time.sleep(1.1)  # HDF5 would write times in whole seconds
+    second = write(tmp_path / "two.h5", recorded(0), recorded(1))
+    assert first.read_bytes() == second.read_bytes()
+    assert write(tmp_path / "three.h5", recorded(0), recorded(2)).read_bytes() != first.read_bytes()
+
+
+def test_a_shard_of_no_segments_can_be_read(tmp_path: Path) -> None:
+    shard = ShardReader(write(tmp_path / "shard.h5"))
+    assert shard.n_segments == 0
+    assert standardised(shard).shape == (0, 12, LENGTH)
+
+
+@pytest.mark.parametrize("what", ["absent", "text", "another HDF5 file", "a later format", "cut short"])
+def test_what_is_no_shard_is_one_clear_line(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "shard.h5"
+    if what == "text":
+        path.write_text("record_id,signal\n")
+    elif what == "another HDF5 file":
+        h5py.File(path, "w").close()
+    elif what == "a later format":
+        with h5py.File(write(path, recorded(0)), "a") as file:
+            file.attrs["format"] = 2
+    elif what == "cut short":
+        path.write_bytes(write(path, recorded(0)).read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"shard\.h5: (not a readable HDF5 file|expected a shard of format 1, found)"):
+        ShardReader(path)
