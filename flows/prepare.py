@@ -17,7 +17,9 @@ MAX_TASKS = 48  # more nodes than that on one level of the run graph are a smear
 def prepare_source(work: Work, group: str, requests: Sequence[Request]) -> list[Output]:
     """Prepare the slices of one source as a subflow; `group` names it ("prepare ptb_xl")."""
 
-    @flow(name="prepare source", flow_run_name=group)
+    source = group.removeprefix(f"{PREPARE.name} ")
+
+    @flow(name=PREPARE.name, flow_run_name=source)
     def prepare(source: str, slices: int, records: int) -> list[Output]:
         outputs: list[Output] = []
         for batch in batches(requests):
@@ -29,7 +31,6 @@ def prepare_source(work: Work, group: str, requests: Sequence[Request]) -> list[
         publish_counts(group, total_counts(outputs))
         return outputs
 
-    source = group.removeprefix(f"{PREPARE.name} ")
     records = sum(request.size for request in requests)
     upstream = work.upstream(requests)
     outputs: list[Output] = prepare(source, len(requests), records, wait_for=upstream)  # type: ignore[call-overload]
