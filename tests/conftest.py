@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from ecgfm.ecg import LEADS
 
 SHARED = Path(os.environ.get("ECGFM_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -16,3 +20,25 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no real recordings at {SHARED} (set ECGFM_SHARED to the folder that holds data/ and golden/)")
     return SHARED
+
+
+def write_wfdb16(
+    folder: Path,
+    name: str,
+    digital: np.ndarray,
+    *,
+    suffix: str = ".mat",
+    sampling_rate_hz: float = 500,
+    gain_per_mv: float = 1000,
+    leads: Sequence[str] = LEADS,
+    comments: Sequence[str] = (),
+) -> None:
+    """A WFDB record in format 16 of digital (lead, time) int16; a .mat file begins with MATLAB's own 24 bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    offset = 24 if suffix == ".mat" else 0
+    storage = f"16+{offset}" if offset else "16"
+    lines = [f"{name} {len(digital)} {sampling_rate_hz:g} {digital.shape[1]}"]
+    lines += [f"{name}{suffix} {storage} {gain_per_mv:g}/mV 16 0 0 0 0 {lead}" for lead in leads]
+    lines += [f"#{comment}" for comment in comments]
+    (folder / f"{name}.hea").write_text("\n".join(lines) + "\n")
+    (folder / f"{name}{suffix}").write_bytes(bytes(offset) + digital.T.astype("<i2").tobytes())
