@@ -254,12 +254,17 @@ def aggregate(
     number = {record_id: place for place, record_id in enumerate(dict.fromkeys(record_ids))}
     of_record = np.array([number[record_id] for record_id in record_ids], dtype=np.int64)
     n_segments = np.bincount(of_record, minlength=len(number))
-    together = np.zeros((len(number), len(aggregations)))
-    np.add.at(together, of_record, probabilities.astype(np.float64))
-    together /= n_segments[:, None]
-    greatest = np.full_like(together, -np.inf)
-    np.maximum.at(greatest, of_record, probabilities.astype(np.float64))
-    return list(number), np.where(np.array(aggregations) == "max", greatest, together), n_segments
+    aggregated = np.empty((len(number), len(aggregations)))
+    is_max = np.array(aggregations) == "max"
+    if is_max.any():
+        greatest = np.full((len(number), int(is_max.sum())), -np.inf)
+        np.maximum.at(greatest, of_record, probabilities[:, is_max].astype(np.float64))
+        aggregated[:, is_max] = greatest
+    if not is_max.all():
+        together = np.zeros((len(number), int((~is_max).sum())))
+        np.add.at(together, of_record, probabilities[:, ~is_max].astype(np.float64))
+        aggregated[:, ~is_max] = together / n_segments[:, None]
+    return list(number), aggregated, n_segments
 
 
 def _check(truth: np.ndarray, scores: np.ndarray) -> None:
