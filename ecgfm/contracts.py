@@ -181,10 +181,11 @@ def _first_failure(table: pl.DataFrame, name: str, error: Any) -> str:
     if str(rule).startswith("dtype"):
         return f"table {name}: column {column}: expected type {expected['type']}, found {table.schema[column]}"
     rows = [row for row in same["index"].to_list() if row is not None]
+    found = case["failure_case"]
     if rows:
-        where = " " + _keys(table[rows], rules)
+        found, where = table[column][rows[0]], " " + _keys(table[rows], rules)
     limits = "; ".join(f"{word} {expected[word]}" for word in ("allowed", "min", "max") if word in expected)
-    return f"table {name}: column {column}: expected {limits}, found {case['failure_case']!r}{where}"
+    return f"table {name}: column {column}: expected {limits}, found {found!r}{where}"
 
 
 def _keys(rows: pl.DataFrame, rules: Mapping[str, Any]) -> str:
