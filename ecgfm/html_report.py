@@ -34,6 +34,8 @@ DIFFERENCES = {
 FEW_PATIENTS, FEW_POSITIVES = 200, 10
 """Below these the report says in words that the test split is small."""
 
+ACRONYMS = frozenset({"auroc", "auprc", "cmsc"})
+
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 MAX_POINTS = 300  # of a training curve; more than a panel has pixels for
@@ -168,6 +170,7 @@ def render(report: Report) -> str:
         n_excluded=n_excluded,
         n_split=n_listed - n_rejected - n_excluded,
         findings=_findings(report),
+        unlabelled=sum(split.records - split.labelled_records for split in cohort.splits.values()),
         unknown_note=_unknown_note(report),
         replicate_note=_replicate_note(report),
         roc=_curves(report, roc=True),
@@ -186,7 +189,8 @@ def _summary(report: Report) -> str:
     finetuned = report.scores["finetuned"]
     n_labels = len(report.labels) - len(finetuned.left_out)
     test = report.cohort.splits["test"]
-    whose = f" of {test.patients}" if test.known_patients and not test.unknown_patients else ""
+    known = test.known_patients and not test.unknown_patients
+    whose = f" of {_counted(finetuned.n_patients, 'patient')}" if known else ""
     parts = [
         f"On {_counted(finetuned.n_records, 'test record')}{whose} that no training step has seen, the finetuned model "
         f"reaches a macro AUROC of {_with_interval(finetuned.macro_auroc)} and a macro AUPRC of "
@@ -252,10 +256,12 @@ def _small(report: Report) -> str:
             f"has fewer than {FEW_POSITIVES} records of {len(rare)} of {len(finetuned.labels)} findings "
             f"({least.label}: {least.positives})"
         )
+    perfect = any(area and area.low == area.high for label in finetuned.labels for area in (label.auroc, label.auprc))
     return (
         f"This test split is small: it {' and '.join(words)}. One record more or less moves such numbers visibly, and "
         "a bootstrap of so few cases tends to give intervals that are too narrow. Read the numbers as a check that the "
         "pipeline works and learns, not as the performance of the model."
+        + (" An interval of no width (1.000 to 1.000) is a want of hard cases, not certainty." if perfect else "")
     )
 
 
@@ -353,7 +359,8 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
                 x, y = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
                 series.append(Series(split, _thinned(x), _thinned(y)))
         if series:
-            panels.append(Panel(name.replace("_", " "), "step", "", tuple(series)))
+            words = [word.upper() if word in ACRONYMS else word for word in name.split("_")]
+            panels.append(Panel(" ".join(words), "step", "", tuple(series)))
     return panels
 
 

@@ -177,7 +177,9 @@ pretraining</th>
 <p class="note">Every listed record is prepared or rejected, and every prepared one is in one split or left out, each
 with
 its reason: {{ n_listed | count }} = {{ n_prepared | count }} + {{ n_rejected | count }};
-{{ n_prepared | count }} = {{ n_split | count }} + {{ n_excluded | count }}.</p>
+{{ n_prepared | count }} = {{ n_split | count }} + {{ n_excluded | count }}.
+{% if unlabelled %}{{ unlabelled | counted("record") }} in a split {{ "has" if unlabelled == 1 else "have" }} no
+published label: pretraining uses them, finetuning and this evaluation do not.{% endif %}</p>
 </section>
 
 <section>

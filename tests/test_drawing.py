@@ -1,0 +1,131 @@
+"""Pictures: the ECG is true to scale, and equal data give equal bytes."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ecgfm.drawing import LONG_LAYOUT, SHORT_LAYOUT, Panel, Series, draw_ecg, draw_panels, ecg_figure
+from ecgfm.ecg import LEADS
+
+RATE_HZ = 200.0
+DPI = 254.0  # ten dots a millimetre
+
+
+def steps_of_one_mv(seconds: float) -> np.ndarray:
+    """(lead, time) millivolt: 0 but for 1 mV from 1.0 s to 1.2 s of each 2.5 s."""
+    time_s = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    pulse = ((time_s % 2.5 >= 1.0) & (time_s % 2.5 < 1.2)).astype(float)
+    return np.tile(pulse, (len(LEADS), 1))
+
+
+def traces(figure: Any, name: str) -> list[np.ndarray]:
+    """The drawn lines of that name as they lie on the finished picture: (point, 2) dots."""
+    figure.set_dpi(DPI)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    return [axes.transData.transform(line.get_xydata()) for line in axes.lines if line.get_label() == name]
+
+
+@pytest.mark.parametrize("seconds", [10.0, 5.0])
+def test_one_millivolt_is_10_mm_and_one_second_25_mm(seconds: float) -> None:
+    for lead in LEADS:
+        (dots, *_) = traces(ecg_figure(steps_of_one_mv(seconds), RATE_HZ), lead)
+        mm = dots / 10
+        assert np.ptp(mm[:, 1]) == pytest.approx(10, abs=0.01)
+        assert mm[round(RATE_HZ), 0] - mm[0, 0] == pytest.approx(25, abs=0.01)
+
+
+def test_the_calibration_pulse_is_1_mv_for_200_ms() -> None:
+    pulses = traces(ecg_figure(steps_of_one_mv(10), RATE_HZ), "calibration")
+    assert len(pulses) == 4  # one a row
+    for dots in pulses:
+        assert np.ptp(dots[:, 1]) == pytest.approx(100, abs=0.1)
+        top = dots[dots[:, 1] > dots[:, 1].mean()]
+        assert np.ptp(top[:, 0]) == pytest.approx(50, abs=0.1)
+
+
+def test_ten_seconds_are_three_rows_of_four_in_one_time_and_a_rhythm_strip() -> None:
+    signal_mv = np.tile(np.arange(2000) / 1000.0, (len(LEADS), 1))  # a ramp tells the time by its height
+    figure = ecg_figure(signal_mv, RATE_HZ)
+    assert sorted(lead for row in LONG_LAYOUT for lead in row) == sorted(LEADS)
+    left = {lead: traces(figure, lead)[0][0, 0] for lead in LEADS}
+    height = {lead: traces(figure, lead)[0][:, 1].mean() for lead in LEADS}
+    for row in LONG_LAYOUT:
+        assert [left[lead] - left[row[0]] for lead in row] == pytest.approx([0, 625, 1250, 1875], abs=0.1)
+        assert np.ptp([height[lead] for lead in row]) < 0.5
+    assert height["I"] > height["II"] > height["III"]
+    first, rhythm = traces(figure, "II")
+    assert (len(first), len(rhythm)) == (500, 2000)
+    assert rhythm[:, 1].max() < height["III"]
+    assert rhythm[0, 0] == pytest.approx(first[0, 0])
+
+
+def test_less_than_ten_seconds_are_six_rows_of_two() -> None:
+    figure = ecg_figure(steps_of_one_mv(7), RATE_HZ)
+    assert SHORT_LAYOUT[0] == ("I", "V1")
+    for lead in LEADS:
+        (dots,) = traces(figure, lead)
+        assert len(dots) == 1000
+    assert traces(figure, "V1")[0][0, 0] - traces(figure, "I")[0][0, 0] == pytest.approx(1250, abs=0.1)
+
+
+def test_an_invalid_sample_is_a_gap_and_a_missing_lead_is_said() -> None:
+    signal_mv = steps_of_one_mv(10)
+    signal_mv[LEADS.index("I"), 100:110] = np.nan
+    signal_mv[LEADS.index("V6")] = np.nan
+    figure = ecg_figure(signal_mv, RATE_HZ)
+    assert np.isnan(traces(figure, "I")[0][:, 1]).sum() == 10
+    assert not traces(figure, "V6")
+    (axes,) = figure.axes
+    assert "V6  no signal" in [text.get_text() for text in axes.texts]
+
+
+def test_saliency_is_shaded_where_it_is_high() -> None:
+    """The picture with attention on the second quarter differs there, and nowhere else on the paper."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    signal_mv, saliency = steps_of_one_mv(10), np.zeros(2000)
+    saliency[500:1000] = 1
+    pictures = [
+        np.asarray(Image.open(BytesIO(draw_ecg(signal_mv, RATE_HZ, values, dpi=127))).convert("RGB")).astype(int)
+        for values in (np.zeros(2000), saliency)
+    ]
+    differs = np.abs(pictures[0] - pictures[1]).sum(axis=(0, 2)) > 0
+    columns = np.flatnonzero(differs) / 5  # mm
+    assert columns.min() == pytest.approx(15 + 62.5, abs=1)
+    assert columns.max() == pytest.approx(15 + 125, abs=1)
+
+
+def test_a_signal_and_a_saliency_of_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected a signal \(12, time\)"):
+        ecg_figure(np.zeros((8, 1000)), RATE_HZ)
+    with pytest.raises(ValueError, match="saliency"):
+        ecg_figure(np.zeros((12, 1000)), RATE_HZ, np.zeros(999))
+
+
+def test_equal_data_give_equal_bytes() -> None:
+    signal_mv = steps_of_one_mv(10)
+    assert draw_ecg(signal_mv, RATE_HZ, title="a") == draw_ecg(signal_mv, RATE_HZ, title="a")
+    x = np.linspace(0, 1, 20)
+    panels = [Panel(f"p{i}", "x", "y", (Series("one", x, x**2),), diagonal=True) for i in range(3)]
+    assert draw_panels(panels) == draw_panels(panels)
+
+
+def test_panels_share_one_legend_and_are_well_formed() -> None:
+    x = np.linspace(0, 1, 20)
+    panels = [
+        Panel(f"finding <{i}>", "recall", "precision", (Series("model", x, x), Series("probe", x, x**2)), level=0.2)
+        for i in range(5)
+    ]
+    root = ET.fromstring(draw_panels(panels, n_columns=3))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert [texts.count(name) for name in ("model", "probe")] == [1, 1]
+    assert all(f"finding <{i}>" in texts for i in range(5))
+    assert texts.count("recall") == 3  # at the foot of each column
+    assert texts.count("precision") == 2  # at the head of each row
