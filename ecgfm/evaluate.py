@@ -347,7 +347,7 @@ def _pretraining(directory: Path, checkpoint: checkpoints.Checkpoint) -> Trainin
             ("objective", "wav2vec 2.0 + CMSC + random lead masking: no label is used"),
             ("architecture", _architecture(checkpoint.model_config)),
             ("parameters", f"{sum(tensor.numel() for tensor in checkpoint.state.values()):,}"),
-            ("updates", f"{checkpoint.meta.step:,} of {segments:,} segments ({_epochs(checkpoint)})"),
+            ("updates", f"{checkpoint.meta.step:,}, each of {segments:,} segments ({_epochs(checkpoint)})"),
         ],
         config=config,
         rows=_rows(directory),
@@ -386,7 +386,7 @@ def _architecture(config: ModelConfig) -> str:
 
 def _epochs(checkpoint: checkpoints.Checkpoint) -> str:
     epochs = checkpoint.meta.progress["epochs"]
-    return f"{epochs:.4g} epoch{'s' * (epochs != 1)}"
+    return f"{epochs:.3g} epoch{'s' * (epochs != 1)}"
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:

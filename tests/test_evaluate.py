@@ -1,0 +1,259 @@
+"""The evaluation of a small real run: its numbers, checked by other means from its tables."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import sklearn.metrics
+import torch
+
+from ecgfm import checkpoints
+from ecgfm.config import EvaluateConfig, Pipeline, from_dict
+from ecgfm.contracts import read_table
+from ecgfm.data import Shards
+from ecgfm.ecg import InputError
+from ecgfm.evaluate import Choice, choose_records, evaluate, read_cohort, read_labelled
+from ecgfm.labels import read_label_space
+from ecgfm.model import pool_nonzero_mean
+from ecgfm.pipeline import Walker, walk
+from ecgfm.shards import ShardReader
+from ecgfm.splits import SPLITS
+from ecgfm.stages import Output, Store
+
+PIPELINE = {
+    "sources": ["synthetic"],
+    "synthetic": {"n_patients": 60},
+    "prepare": {"workers": 1},
+    "splits": {"valid_share": 0.25, "test_share": 0.3},
+    "labels": {
+        "scheme": "codes",
+        "codes": {
+            "sinus rhythm": ["426783006"],
+            "sinus tachycardia": ["427084000"],
+            "left bundle branch block": ["164909002"],
+            "premature ventricular contraction": ["427172004"],
+            "atrial flutter": ["164890007"],
+        },
+        "max_labels": ["sinus tachycardia"],
+    },
+    "manifests": {"rare_labels": "drop"},
+    "pretrain": {
+        "model": {
+            "conv_channels": 8, "width": 32, "n_layers": 2, "n_heads": 2, "ffn_width": 64, "pos_conv_kernel": 8,
+            "pos_conv_groups": 4, "codebook_entries": 8, "codebook_width": 16, "contrast_width": 16,
+        },
+        "max_steps": 4, "batch_pairs": 4, "accumulate": 1, "learning_rate": 1e-3, "n_negatives": 10, "valid_every": 2,
+        "save_every": 2, "device": "cpu",
+    },
+    "finetune": {"max_epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "freeze_extractor": False, "device": "cpu"},
+    "evaluate": {"bootstrap_samples": 50, "device": "cpu"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The inputs of `evaluate`, made by the stages before it, and under `out` what it wrote."""
+    store = Store(tmp_path_factory.mktemp("data"))
+    walker = Walker(store, lambda requests, group: [store.make(request) for request in requests])
+    walk(from_dict(Pipeline, PIPELINE, "test"), {}, walker)
+    of_stage: dict[str, list[Path]] = {}
+    for request, output in walker.made:
+        assert isinstance(output, Output)
+        of_stage.setdefault(request.stage.name, []).append(output.directory)
+    one = {name: of_stage[name][0] for name in ("splits", "labels", "manifests", "pretrain", "finetune")}
+    return {"inputs": {**one, "slices": of_stage["prepare"]}, "out": of_stage["evaluate"][0]}
+
+
+@pytest.fixture(scope="module")
+def inputs(made: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = made["inputs"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def out(made: dict[str, Any]) -> Path:
+    found: Path = made["out"]
+    return found
+
+
+def config() -> EvaluateConfig:
+    return from_dict(Pipeline, PIPELINE, "test").evaluate
+
+
+def test_every_labelled_record_of_valid_and_test_is_predicted_once(inputs: dict[str, Any], out: Path) -> None:
+    predictions = read_table(out / "predictions.parquet", "predictions")
+    assert set(predictions["split"]) == {"valid", "test"}
+    for split in ("valid", "test"):
+        segments = read_table(inputs["manifests"] / f"labelled_{split}.parquet", "labelled_segments")
+        mine = predictions.filter(pl.col("split") == split)
+        assert sorted(mine["record_id"]) == sorted(segments["record_id"].unique())
+        per_record = dict(segments.group_by("record_id").len().iter_rows())
+        assert dict(mine.select("record_id", "n_segments").iter_rows()) == per_record
+
+
+def test_the_metrics_are_those_of_the_written_predictions_joined_by_record(inputs: dict[str, Any], out: Path) -> None:
+    space = read_label_space(inputs["manifests"] / "label_space.yaml")
+    joined = (
+        read_table(out / "predictions.parquet", "predictions")
+        .filter(pl.col("split") == "test")
+        .join(read_table(inputs["labels"] / "labels.parquet", "labels"), on="record_id", suffix=" truth")
+    )
+    scores = json.loads((out / "metrics.json").read_text())["scores"]["finetuned"]
+    assert scores["n_records"] == joined.height > 10
+    assert len(space.names) >= 2
+    areas = []
+    for name, found in zip(space.names, scores["labels"], strict=True):
+        known = joined.drop_nulls(f"{name} truth")
+        truth, predicted = known[f"{name} truth"].to_numpy(), known[name].to_numpy()
+        assert (found["label"], found["n"], found["positives"]) == (name, known.height, truth.sum())
+        areas.append(sklearn.metrics.roc_auc_score(truth, predicted))
+        assert found["auroc"]["value"] == pytest.approx(areas[-1], abs=1e-12)
+        assert found["auprc"]["value"] == pytest.approx(
+            sklearn.metrics.average_precision_score(truth, predicted), abs=1e-12
+        )
+        assert found["auroc"]["low"] <= areas[-1] <= found["auroc"]["high"]
+    assert scores["macro_auroc"]["value"] == pytest.approx(np.mean(areas), abs=1e-12)
+    page = (out / "report.html").read_text()
+    assert f"{np.mean(areas):.3f}" in page
+    assert "<td>atrial flutter</td>" in page  # in no synthetic record, so dropped, and said to be
+
+
+def test_a_prediction_is_the_mean_or_maximum_over_segments_seen_one_by_one(inputs: dict[str, Any], out: Path) -> None:
+    space = read_label_space(inputs["manifests"] / "label_space.yaml")
+    path = checkpoints.best(inputs["finetune"])
+    assert path is not None
+    model = checkpoints.build(checkpoints.load(path))
+    segments = read_table(inputs["manifests"] / "labelled_test.parquet", "labelled_segments")
+    readers = {(r.source, r.slice_id): r for r in (ShardReader(d / "shard.h5") for d in inputs["slices"])}
+    predictions = read_table(out / "predictions.parquet", "predictions")
+    some = predictions.filter(pl.col("split") == "test", pl.col("n_segments") > 1).head(4)
+    assert some.height == 4
+    for row in some.iter_rows(named=True):
+        probabilities = []
+        for segment in segments.filter(pl.col("record_id") == row["record_id"]).iter_rows(named=True):
+            reader = readers[segment["source"], segment["slice_id"]]
+            scale, offset = (x[segment["shard_row"]][:, None] for x in reader.standardisation())
+            signal = torch.from_numpy(reader.digital([segment["shard_row"]])[0] * scale + offset)[None]
+            with torch.inference_mode():
+                probabilities.append(model(signal).logits.sigmoid()[0].numpy())
+        for k, label in enumerate(space.labels):
+            values = [p[k] for p in probabilities]
+            expected = max(values) if label.aggregation == "max" else sum(values) / len(values)
+            assert row[label.name] == pytest.approx(expected, abs=1e-4)
+    assert {label.aggregation for label in space.labels} == {"mean", "max"}
+
+
+def test_embeddings_are_of_every_labelled_record_and_of_two_encoders(inputs: dict[str, Any], out: Path) -> None:
+    embeddings = read_table(out / "embeddings.parquet", "embeddings")
+    for split in SPLITS:
+        segments = read_table(inputs["manifests"] / f"labelled_{split}.parquet", "labelled_segments")
+        for encoder in ("pretrained", "random"):
+            mine = embeddings.filter(pl.col("split") == split, pl.col("encoder") == encoder)
+            assert sorted(mine["record_id"]) == sorted(segments["record_id"].unique())
+    assert set(embeddings["embedding"].list.len()) == {32}
+    by_encoder = embeddings.pivot("encoder", index="record_id", values="embedding")
+    assert (by_encoder["pretrained"] != by_encoder["random"]).all()
+
+    path = checkpoints.latest(inputs["pretrain"])
+    assert path is not None
+    encoder = checkpoints.build_encoder(checkpoints.load(path))
+    table = read_table(inputs["manifests"] / "labelled_test.parquet", "labelled_segments")
+    mine = table.filter(pl.col("record_id") == table["record_id"][0])
+    digital, scale, offset = Shards(inputs["slices"]).read(Shards(inputs["slices"]).places(mine))
+    with torch.inference_mode():
+        signal = torch.from_numpy(digital * scale[..., None] + offset[..., None])
+        expected = pool_nonzero_mean(encoder(signal).frames).mean(dim=0).numpy()
+    (found,) = embeddings.filter(pl.col("encoder") == "pretrained", pl.col("record_id") == table["record_id"][0])[
+        "embedding"
+    ].to_list()
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_equal_inputs_elsewhere_give_equal_bytes(inputs: dict[str, Any], out: Path, tmp_path: Path) -> None:
+    moved = {
+        name: [Path(shutil.copytree(p, tmp_path / "in" / f"{name}{i}")) for i, p in enumerate(paths)]
+        if isinstance(paths, list)
+        else Path(shutil.copytree(paths, tmp_path / "in" / name))
+        for name, paths in inputs.items()
+    }
+    again = tmp_path / "out"
+    again.mkdir()
+    evaluate(moved, config(), again)
+    names = {path.name for path in again.iterdir()}
+    assert names == {"predictions.parquet", "embeddings.parquet", "metrics.json", "report.html"}
+    for name in names:
+        assert (again / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_the_random_probe_can_be_left_out(inputs: dict[str, Any], tmp_path: Path) -> None:
+    evaluate(inputs, replace(config(), probe_random_encoder=False, drawn_records=0), tmp_path)
+    scores = json.loads((tmp_path / "metrics.json").read_text())["scores"]
+    assert set(scores) == {"finetuned", "probe", "finetuned - probe"}
+    assert set(read_table(tmp_path / "embeddings.parquet", "embeddings")["encoder"]) == {"pretrained"}
+    assert "data:image/png" not in (tmp_path / "report.html").read_text()
+
+
+def test_records_in_are_records_out(inputs: dict[str, Any]) -> None:
+    space = read_label_space(inputs["manifests"] / "label_space.yaml")
+    splits = {split: read_labelled(inputs["manifests"], split, space) for split in SPLITS}
+    cohort = read_cohort(inputs, splits)
+    in_splits = sum(split.records for split in cohort.splits.values())
+    assert sum(cohort.rejected.values()) > 0
+    assert sum(cohort.excluded.values()) > 0
+    assert sum(cohort.listed.values()) == (
+        sum(cohort.rejected.values()) + sum(cohort.excluded.values()) + in_splits
+    )  # fmt: skip
+    segments = pl.concat([read_table(d / "segments.parquet", "segments") for d in inputs["slices"]])
+    assigned = read_table(inputs["splits"] / "splits.parquet", "splits")
+    for split, counts in cohort.splits.items():
+        mine = assigned.filter(pl.col("split") == split)["record_id"].to_list()
+        assert counts.segments == segments.filter(pl.col("record_id").is_in(mine)).height
+
+
+def test_an_encoder_of_other_labels_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
+    manifests = Path(shutil.copytree(inputs["manifests"], tmp_path / "manifests"))
+    space = read_label_space(manifests / "label_space.yaml")
+    replace(space, labels=tuple(reversed(space.labels))).write(manifests / "label_space.yaml")
+    with pytest.raises(InputError, match=r"expected the labels .* finetune again"):
+        evaluate({**inputs, "manifests": manifests}, config(), tmp_path)
+
+
+def test_a_run_without_a_checkpoint_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        evaluate({**inputs, "finetune": tmp_path}, config(), tmp_path)
+
+
+def test_drawn_records_are_chosen_by_rule() -> None:
+    nan = np.nan
+    truth = np.array([[0, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 1], [1, nan, 0]], dtype=float)
+    probabilities = np.array(
+        [
+            [0.1, 0.9, 0.2],  # the surest true finding (label 1)
+            [0.9, 0.1, 0.0],  # normal, small error
+            [0.6, 0.3, 0.1],  # normal, middling error
+            [0.1, 0.6, 0.6],  # normal, large error, but not the worst label
+            [0.2, 0.1, 0.02],  # label 2 missed: the worst error
+            [0.1, 0.8, 0.7],  # the next label's surest
+            [0.9, 0.9, 0.0],  # what is unknown is no error
+        ]
+    )
+    is_normal = np.array([True, False, False])
+    chosen = choose_records(probabilities, truth, is_normal, 4)
+    assert chosen == [Choice(0, "right", 1), Choice(4, "wrong", 2), Choice(2, "normal", None), Choice(5, "right", 2)]
+    assert choose_records(probabilities, truth, is_normal, 0) == []
+    everything = choose_records(probabilities, truth, is_normal, 50)
+    assert sorted(choice.row for choice in everything) == list(range(7))
+
+
+def test_without_a_normal_label_a_record_of_no_finding_is_normal() -> None:
+    truth = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.2], [0.1, 0.1]])
+    chosen = choose_records(probabilities, truth, np.array([False, False]), 3)
+    assert chosen == [Choice(0, "right", 0), Choice(1, "wrong", 1), Choice(2, "normal", None)]

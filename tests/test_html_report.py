@@ -1,0 +1,214 @@
+"""The report: one self-contained page that says the numbers it was given."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from ecgfm.html_report import (
+    DIFFERENCES,
+    MAX_POINTS,
+    Cohort,
+    DrawnEcg,
+    Report,
+    SplitCounts,
+    Training,
+    render,
+    training_panels,
+)
+from ecgfm.metrics import best_f1_threshold, compare, operating_point
+
+LABELS = ["atrial fibrillation", "<b>pacing</b> & rhythm", "sinus rhythm"]
+VOID = {"meta", "link", "br", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """The page's tags, checked for balance, its text, and whatever it would load."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.loads: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def report(n: int = 80, seed: int = 0) -> Report:
+    """A plausible evaluation of `n` records."""
+    random = np.random.default_rng(seed)
+    truth = (random.random((n, 3)) < (0.1, 0.2, 0.5)).astype(float)
+    truth[0], truth[1] = 1, 0
+    truth[2, 0] = np.nan
+    predictions = {
+        name: 1 / (1 + np.exp(-(random.normal(size=truth.shape) + shift * np.nan_to_num(truth) - 1)))
+        for name, shift in (("finetuned", 2.5), ("probe", 1.0), ("probe_random", 0.9))
+    }
+    patients = [f"p{row // 2}" for row in range(n)]
+    scores = compare(truth, predictions, LABELS, patients, differences=list(DIFFERENCES), n_replicates=200)
+    points = [
+        operating_point(truth[:, k], predictions["finetuned"][:, k], best_f1_threshold(truth[:, k], truth[:, k]))
+        for k in range(3)
+    ]
+    rows = [
+        {"step": step, "split": split, "loss": 3.0 / (step + 1), "cmsc": 1.0, "learning_rate": 0.1}
+        for step in range(20)
+        for split in ("valid", "train")
+    ]
+    training = Training("Pretraining", [("parameters", "12,345")], {"model": {"width": 48}, "seed": 0}, rows, "Losses.")
+    signal_mv = np.sin(np.arange(2500) / 40) * np.linspace(0.1, 1, 12)[:, None]
+    return Report(
+        cohort=Cohort(
+            {"synthetic": 1207},
+            {"truncated": 3, "unreadable_header": 2},
+            {"constant_lead": 2},
+            {
+                "train": SplitCounts(1000, 800, 0, 2000, 990, 900, 1800),
+                "valid": SplitCounts(100, 80, 0, 200, 99, 100, 200),
+                "test": SplitCounts(100, n // 2, 0, 200, None, n, 2 * n),
+            },
+        ),
+        labels=LABELS,
+        aggregations=["mean", "max", "mean"],
+        truth=truth,
+        predictions=predictions,
+        scores=scores,
+        operating_points=points,
+        n_replicates=200,
+        confidence=0.9,
+        probe_strengths=[("pretrained encoder", 0.01)],
+        dropped={"atrial flutter": "no positive record in valid"},
+        pretraining=training,
+        finetuning=replace(training, name="Finetuning"),
+        ecgs=[
+            DrawnEcg(1, "synthetic/S1", "A typical normal record", signal_mv, 500.0, np.zeros(2500), "Its first 5 s.")
+        ],
+    )
+
+
+def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere() -> None:
+    html = render(report())
+    page = Page(html)
+    assert page.seen.count("img") == 5  # ROC, PR, two trainings, one ECG
+    assert len(page.loads) == 6
+    assert all(load.startswith("data:") for load in page.loads)
+    assert "script" not in page.seen
+    assert not re.search(r"url\(|@import", html)
+
+
+def test_pictures_inside_load_nothing_either() -> None:
+    svgs = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', render(report()))
+    assert len(svgs) == 4
+    for encoded in svgs:
+        svg = base64.b64decode(encoded).decode()
+        links = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', svg)
+        assert links
+        assert all((plain or url).startswith("#") for plain, url in links)
+        assert "DejaVu" not in svg
+
+
+def test_the_headline_says_every_macro_number_with_its_interval() -> None:
+    given = report()
+    text = Page(render(given)).text
+    for name in ("finetuned", "probe", "probe_random"):
+        for estimate in (given.scores[name].macro_auroc, given.scores[name].macro_auprc):
+            assert estimate is not None
+            assert f"{estimate.value:.3f} ({estimate.low:.3f}\N{EN DASH}{estimate.high:.3f})" in text
+    assert "On 80 test records of 40 patients" in text
+    assert "90 % intervals" in text
+
+
+def test_every_finding_has_its_numbers() -> None:
+    given = report()
+    text = Page(render(given)).text
+    for scores, point in zip(given.scores["finetuned"].labels, given.operating_points, strict=True):
+        assert scores.auroc is not None
+        row = text[text.index(scores.label, text.index("Per finding")) :][:200]
+        assert f"{scores.n} {scores.positives}" in row
+        assert f"{scores.auroc.value:.3f} {scores.auroc.low:.3f}\N{EN DASH}{scores.auroc.high:.3f}" in row
+        assert f"{point.true_positives}/{scores.positives}" in row
+    assert "<b>pacing</b> &amp; rhythm" not in render(given)  # a label is text, never markup
+
+
+def test_the_cohort_adds_up_on_the_page() -> None:
+    text = Page(render(report())).text
+    assert "1,207 listed" in text
+    assert "5 rejected 3 truncated 2 unreadable header" in text
+    assert "1,207 = 1,202 + 5; 1,202 = 1,200 + 2" in text
+    assert "120 records in a split have no published label" in text
+    assert "atrial flutter no positive record in valid" in text
+
+
+@pytest.mark.parametrize(("n", "small"), [(80, True), (1200, False)])
+def test_a_small_test_split_is_called_small(n: int, small: bool) -> None:
+    given = report(n)
+    assert (min(label.positives for label in given.scores["finetuned"].labels) < 10 or n // 2 < 200) == small
+    assert ("This test split is small" in Page(render(given)).text) == small
+
+
+def test_models_that_the_records_cannot_tell_apart_are_said_to_be_so() -> None:
+    given = report()
+    text = Page(render(given)).text
+    clear, unclear = (given.scores[" - ".join(pair)].macro_auroc for pair in DIFFERENCES)
+    assert clear is not None
+    assert unclear is not None
+    assert clear.low is not None
+    assert unclear.low is not None
+    assert unclear.high is not None
+    assert clear.low > 0
+    assert unclear.low < 0 < unclear.high
+    assert "The finetuned model ranks better than the linear probe" in text
+    assert "these records do not tell the probe on the pretrained encoder from the one on random weights" in text
+
+
+def test_equal_data_give_equal_bytes_and_no_date() -> None:
+    once, again = render(report()), render(report())
+    assert once == again
+    assert not re.search(r"20\d\d-\d\d-\d\d", Page(once).text)
+
+
+def test_a_label_that_cannot_be_scored_is_named() -> None:
+    given = report()
+    truth = given.truth.copy()
+    truth[:, 2] = 0
+    scores = compare(
+        truth, given.predictions, LABELS, [None] * len(truth), differences=list(DIFFERENCES), n_replicates=20
+    )
+    text = Page(render(replace(given, truth=truth, scores=scores))).text
+    assert "records of one kind only: sinus rhythm." in text
+    assert "over 2 findings" in text
+
+
+def test_long_curves_are_thinned_and_settings_are_not_drawn() -> None:
+    rows = [{"step": step, "split": "train", "loss": float(step), "learning_rate": 1.0} for step in range(10_000)]
+    rows += [{"step": 9_999, "split": "valid", "loss": 7.0, "macro_auprc": None}]
+    (panel,) = training_panels(rows)
+    train, valid = panel.series
+    assert (train.name, len(train.x)) == ("train", MAX_POINTS)
+    assert np.allclose(train.x, train.y)
+    assert train.y.mean() == pytest.approx(np.arange(10_000).mean(), rel=1e-2)  # of 33 steps each, or 34
+    assert (valid.name, valid.y.tolist()) == ("valid", [7.0])
