@@ -74,7 +74,8 @@ dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 @media print {
   body { font-size: 11pt; }
   main { max-width: none; padding: 0; }
-  h2 { margin-top: 28px; break-after: avoid; }
+  h2 { margin-top: 28px; }
+  h2, h3 { break-after: avoid; }
   figure, tr, .flow, .box { break-inside: avoid; }
   .wide { overflow: visible; }
   table { font-size: 9pt; }
