@@ -94,6 +94,19 @@ def test_sigterm_saves_and_the_next_run_ends_as_if_it_had_never_stopped(
     assert digests(tmp_path) == digests(unbroken)
 
 
+def test_a_checkpoint_made_by_sigterm_does_not_stay(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(PRETRAIN, keep_last=2)
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            pretrain(inputs, config, tmp_path)
+    assert list(checkpoints.steps(tmp_path)) == [2, 4, 5]
+    pretrain(inputs, config, tmp_path)
+    assert list(checkpoints.steps(tmp_path)) == [4, 6]
+
+
 @pytest.mark.parametrize("step", [0, 1, 4, 5])
 def test_a_run_that_breaks_anywhere_goes_on_from_its_last_checkpoint(
     inputs: dict[str, Any], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -186,8 +199,10 @@ def test_the_parts_of_every_row_add_up_to_its_loss(unbroken: Path) -> None:
         assert 2 <= row["code_perplexity"] <= 16
 
 
-def test_leads_are_masked_in_training_only(inputs: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
-    pretrain(inputs, replace(PRETRAIN, lead_mask_probability=1.0, max_steps=1), tmp_path)
+def test_leads_are_masked_and_features_dropped_in_training_only(
+    inputs: dict[str, Any], unbroken: Path, tmp_path: Path
+) -> None:
+    pretrain(inputs, replace(PRETRAIN, lead_mask_probability=1.0, dropout=0.9, max_steps=1), tmp_path)
     assert rows(tmp_path, "valid")[0] == rows(unbroken, "valid")[0]
     assert rows(tmp_path, "train")[0]["loss"] != rows(unbroken, "train")[0]["loss"]
     assert rows(tmp_path, "train")[0]["feature_penalty"] == 0  # GELU and GroupNorm of nothing but zeros: nothing
