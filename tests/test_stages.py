@@ -572,11 +572,11 @@ def test_a_raw_folder_that_cannot_be_used_is_one_clear_line(
 
 def test_what_a_stage_wrote_is_another_ones_raw_folder(store: Store) -> None:
     made = store.make(request())
-    of_slice = made.as_raw("toy").by_slice(["below"])["below"]
+    of_slice = made.as_raw().by_slice(["below"])["below"]
     assert of_slice.path == made.directory
     other = store.make(request(config=Config(word="y")))
-    assert other.as_raw("toy").by_slice(["below"])["below"].digest == of_slice.digest
-    assert other.as_raw("toy").everything().digest != made.as_raw("toy").everything().digest
+    assert other.as_raw().by_slice(["below"])["below"].digest == of_slice.digest
+    assert other.as_raw().everything().digest != made.as_raw().everything().digest
 
 
 # ---- why

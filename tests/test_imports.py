@@ -1,0 +1,175 @@
+"""Who may import whom, read from the syntax tree. A new module is entered here, with what it may know."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+WORDS = {"ecg", "config"}
+TABLES = {*WORDS, "contracts"}
+RECORDS = {*TABLES, "sources", "signals", "shards"}
+TRAINING = {*TABLES, "shards", "labels", "metrics", "data", "model", "losses", "checkpoints", "training", "predict"}
+
+# module, or package for all of its modules -> the modules of ecgfm that it may import
+MAY_IMPORT: dict[str, set[str]] = {
+    "ecg": set(),
+    "config": {"ecg"},
+    # files and what identifies them
+    "contracts": WORDS,
+    "fingerprints": WORDS,
+    "stages": {*WORDS, "fingerprints"},
+    # recordings
+    "formats": {"ecg", "formats"},
+    "sources": {"ecg", "formats", "sources"},
+    "synthetic_ecg": {"ecg"},
+    "synthesize": {*TABLES, "synthetic_ecg"},
+    "signals": WORDS,
+    "shards": WORDS,
+    # stages without torch, and what they are made of
+    "prepare": RECORDS,
+    "splits": RECORDS,
+    "labels": RECORDS,
+    "manifests": {*RECORDS, "labels", "splits"},
+    "metrics": RECORDS,
+    "probe": {*RECORDS, "metrics"},
+    "drawing": {"ecg"},
+    "report_template": set(),
+    "html_report": {*RECORDS, "metrics", "drawing", "report_template"},
+    # the DAG
+    "pipeline": {*WORDS, "stages", "fingerprints", "prepare"},
+    "runs": {*WORDS, "stages", "pipeline"},
+    # ---- torch begins here
+    "model": WORDS,
+    "losses": {*WORDS, "model"},
+    "checkpoints": {*WORDS, "model"},
+    "data": {*TABLES, "shards"},
+    "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
+    "predict": TRAINING - {"training"},
+    "pretrain": TRAINING - {"labels", "metrics"},
+    "finetune": TRAINING,
+    "evaluate": {*TRAINING - {"training"}, "splits", "probe", "drawing", "html_report"},
+}
+MAY_IMPORT_TORCH = {"data", "model", "losses", "checkpoints", "training", "predict", "pretrain", "finetune", "evaluate"}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of ours by its full name."""
+    found = {}
+    for path in sorted([*ROOT.glob("ecgfm/**/*.py"), *ROOT.glob("flows/**/*.py")]):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_by(source: str) -> set[str]:
+    """What a module's code imports, wherever in it, by full name; of a name in a package of ours, the module."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their module in full"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names} & modules().keys()
+            rest = {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in inside}
+            found |= inside | ({str(node.module)} if rest else set())
+    return found
+
+
+@cache
+def imports_of(module: str) -> set[str]:
+    return imported_by(modules()[module].read_text())
+
+
+def entry(module: str) -> str:
+    """The table's name for a module of ecgfm: `sources` for `ecgfm.sources.ptb_xl`."""
+    return module.split(".")[1]
+
+
+OURS = [module for module in modules() if module.startswith("ecgfm.")]
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    code = """
+        import ecgfm.ecg, torch.nn as nn
+        from ecgfm import model as network, __version__
+        from ecgfm.sources import SOURCES, ptb_xl
+        def late():
+            if True:
+                from prefect.states import State
+        """
+    assert imported_by(re.sub("^ {8}", "", code, flags=re.MULTILINE)) == {
+        *("ecgfm.ecg", "torch.nn", "ecgfm.model", "ecgfm", "ecgfm.sources", "ecgfm.sources.ptb_xl", "prefect.states"),
+    }
+
+
+def test_every_module_is_in_the_table_and_nothing_else_is() -> None:
+    assert {entry(module) for module in OURS} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_a_module_imports_what_it_may(module: str) -> None:
+    ours = {name for name in imports_of(module) if name.startswith("ecgfm.")}
+    assert {entry(name) for name in ours} <= MAY_IMPORT[entry(module)]
+    outside = {name.partition(".")[0] for name in imports_of(module)}
+    assert "flows" not in outside
+    assert "prefect" not in outside
+    assert "torch" not in outside or entry(module) in MAY_IMPORT_TORCH
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert imports_of("ecgfm") <= {"__future__"}
+
+
+def test_the_table_has_no_circle() -> None:
+    graph = {name: allowed - {name} for name, allowed in MAY_IMPORT.items()}
+    assert set(TopologicalSorter(graph).static_order()) == set(MAY_IMPORT)
+
+
+def test_the_modules_have_no_circle() -> None:
+    list(TopologicalSorter({module: imports_of(module) - {module} for module in modules()}).static_order())
+
+
+def test_every_package_that_is_imported_is_a_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[\[<>=~! ]", given)[0].lower() for given in project["dependencies"]}
+    outside = {name.partition(".")[0] for module in modules() for name in imports_of(module)}
+    distribution = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+    imported = {distribution.get(name, name) for name in outside - sys.stdlib_module_names - {"ecgfm", "flows"}}
+    assert imported <= declared
+
+
+def loaded_after(*names: str) -> set[str]:
+    """The top-level packages that are loaded once these modules are."""
+    code = f"import sys, {', '.join(names)}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_everything_before_torch_works_without_torch_and_prefect() -> None:
+    """Through other packages too."""
+    early = [module for module in OURS if entry(module) not in MAY_IMPORT_TORCH]
+    assert {"ecgfm.prepare", "ecgfm.metrics", "ecgfm.pipeline", "ecgfm.html_report"} <= set(early)
+    assert not {"torch", "prefect"} & loaded_after(*early)
+
+
+def test_a_look_at_what_is_there_loads_nothing_heavy() -> None:
+    """`ecgfm plan`, and a run that finds everything made, start at once."""
+    heavy = {"torch", "prefect", "polars", "pandas", "pandera", "wfdb", "scipy", "sklearn", "matplotlib", "h5py"}
+    assert not heavy & loaded_after("ecgfm.pipeline", "ecgfm.runs", "flows.cli")
+
+
+def test_the_table_of_torch_is_true() -> None:
+    assert {entry(module) for module in OURS if "torch" in {n.partition(".")[0] for n in imports_of(module)}} == (
+        MAY_IMPORT_TORCH
+    )
