@@ -196,6 +196,7 @@ def draw_panels(panels: Sequence[Panel], n_columns: int = 4, panel_inches: tuple
         figure.legend(
             handles.values(), handles.keys(), loc="upper left", ncols=len(names), handlelength=2.4, borderaxespad=0.3
         )
+        figure.draw_without_rendering()  # the layout settles at its second turn: squares first have to shrink
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue().replace("'DejaVu Sans', sans-serif", _FONTS).replace("'DejaVu Sans'", _FONTS)
@@ -220,7 +221,7 @@ def _panel(axes: Any, panel: Panel, looks: dict[str, dict[str, Any]], handles: d
     axes.set_title(panel.title, color=_INK)
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
     if panel.unit_square:
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), box_aspect=1)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -233,12 +233,19 @@ def _comparison(report: Report) -> str:
 
 
 def _meaning(report: Report) -> str:
-    n = report.scores["finetuned"].n_patients
     return (
         f"An interval says how far the number might move had other patients been in the test split: the middle "
-        f"{100 * report.confidence:g} % of {_count(report.n_replicates)} draws of {_counted(n, 'patient')} with "
+        f"{100 * report.confidence:g} % of {_count(report.n_replicates)} draws of {_drawn(report)} with "
         "replacement. Differences are taken on the same draws, so they can be clear where the single intervals overlap."
     )
+
+
+def _drawn(report: Report) -> str:
+    """What the bootstrap draws: patients, or where they are unknown, records."""
+    n, test = report.scores["finetuned"].n_patients, report.cohort.splits["test"]
+    if not test.known_patients:
+        return f"{_counted(n, 'record')} (patients unknown)"
+    return _counted(n, "patient") + (" (a record of no known patient counts as one)" if test.unknown_patients else "")
 
 
 def _small(report: Report) -> str:
@@ -249,7 +256,7 @@ def _small(report: Report) -> str:
         return ""
     words = []
     if finetuned.n_patients < FEW_PATIENTS:
-        words.append(f"holds {_counted(finetuned.n_patients, 'patient')}")
+        words.append(f"holds {_drawn(report)}")
     if rare:
         least = min(rare, key=lambda label: label.positives)
         words.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -129,3 +130,20 @@ def test_panels_share_one_legend_and_are_well_formed() -> None:
     assert all(f"finding <{i}>" in texts for i in range(5))
     assert texts.count("recall") == 3  # at the foot of each column
     assert texts.count("precision") == 2  # at the head of each row
+
+
+@pytest.mark.parametrize("n_panels", [1, 4, 5, 26])
+def test_no_text_of_the_panels_is_cut_off(n_panels: int) -> None:
+    x = np.linspace(0, 1, 20)
+    panels = [
+        Panel("finding\n3 of 40", "1 - specificity", "sensitivity", (Series("model", x, x),), unit_square=True)
+    ] * n_panels
+    root = ET.fromstring(draw_panels(panels, panel_inches=(2.5, 2.5)))
+    _, _, width, height = (float(number) for number in root.attrib["viewBox"].split())
+    lowest = 0.0
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        moved = re.search(r"translate\(([\d.]+) ([\d.]+)\)", text.get("transform", ""))
+        at = [float(text.attrib["x"]), float(text.attrib["y"])] if moved is None else [float(n) for n in moved.groups()]
+        assert 0 < at[0] < width
+        lowest = max(lowest, at[1])
+    assert 0.8 * height < lowest < height - 3  # a baseline, with room for what hangs below it

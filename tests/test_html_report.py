@@ -170,6 +170,16 @@ def test_a_small_test_split_is_called_small(n: int, small: bool) -> None:
     assert ("This test split is small" in Page(render(given)).text) == small
 
 
+def test_unknown_patients_are_not_called_patients() -> None:
+    given = report()
+    unknown = replace(given.cohort.splits["test"], known_patients=0, unknown_patients=100)
+    cohort = replace(given.cohort, splits={**given.cohort.splits, "test": unknown})
+    text = Page(render(replace(given, cohort=cohort))).text
+    assert "On 80 test records that no training step has seen" in text
+    assert "it holds 40 records (patients unknown)" in text
+    assert "test 100 unknown 200" in text
+
+
 def test_models_that_the_records_cannot_tell_apart_are_said_to_be_so() -> None:
     given = report()
     text = Page(render(given)).text
