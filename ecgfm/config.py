@@ -216,7 +216,7 @@ class EvaluateConfig:
     batch_size: AtLeastOne = 256
     seed: int = 0
     device: str = "auto"
-    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device"})
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -20,7 +20,7 @@ from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.data import Shards, in_order, load, pick_device, standardise
 from ecgfm.drawing import LONG_SECONDS, SHORT_SECONDS
 from ecgfm.ecg import InputError
-from ecgfm.html_report import DIFFERENCES, Cohort, DrawnEcg, Report, SplitCounts, Training, render
+from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, SplitCounts, Training, render
 from ecgfm.labels import LabelSpace, read_label_space
 from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare, operating_point
 from ecgfm.model import Classifier, Encoder
@@ -57,7 +57,7 @@ class Choice(NamedTuple):
 
 
 def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> dict[str, int]:
-    """Write `predictions.parquet`, `embeddings.parquet`, `metrics.json` and `report.html`.
+    """Write `predictions.parquet`, `embeddings.parquet`, `metrics.json`, `summary.md` and `report.html`.
 
     inputs: `slices`, the directories of the prepared slices; `splits`, `manifests`, `pretrain`, `finetune`: the
         directories of those stages
@@ -157,6 +157,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     )
     _write_metrics(report, probes, out / "metrics.json")
     (out / "report.html").write_text(render(report), encoding="utf-8")
+    (out / "summary.md").write_text(summary(report), encoding="utf-8")
     shards.close()
     return {
         "labels": len(space.labels),
@@ -165,6 +166,21 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         "test segments": test.segments.height,
         "embeddings": sum(len(split.record_ids) for split in splits.values()) * len(encoders),
     }
+
+
+def summary(report: Report) -> str:
+    """The headline numbers as a Markdown table."""
+    lines = ["| on the test split | records | macro AUROC | macro AUPRC |", "|---|---:|---:|---:|"]
+    for model in report.predictions:
+        scores = report.scores[model]
+        shown = [
+            f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+            if estimate
+            else "no label has both classes"
+            for estimate in (scores.macro_auroc, scores.macro_auprc)
+        ]
+        lines.append(f"| {MODELS[model]} | {scores.n_records} | {' | '.join(shown)} |")
+    return "\n".join([*lines, "", f"In brackets: {report.confidence:.0%} intervals, bootstrapped by patient.", ""])
 
 
 def read_labelled(manifests: Path, split: str, space: LabelSpace) -> Labelled:

@@ -178,7 +178,6 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
             {
                 "slices": [made.select("*") for made in slices],
                 "splits": split_table,
-                "labels": label_tables,
                 "manifests": manifests.select("*"),
                 "pretrain": pretrained.select("*"),
                 "finetune": finetuned.select("*"),
