@@ -42,3 +42,12 @@ def write_wfdb16(
     lines += [f"#{comment}" for comment in comments]
     (folder / f"{name}.hea").write_text("\n".join(lines) + "\n")
     (folder / f"{name}{suffix}").write_bytes(bytes(offset) + digital.T.astype("<i2").tobytes())
+
+
+@pytest.fixture
+def raw_tree(tmp_path: Path) -> Path:
+    """A raw folder with an index and two folders of files, one of them with a folder of its own."""
+    for name in ("index.csv", "a/1.dat", "a/2.dat", "a/deep/3.dat", "b/4.dat"):
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name).write_text(name)
+    return tmp_path / "raw"

@@ -177,7 +177,7 @@ def test_operational_values_and_no_others_stay_out_of_the_content() -> None:
         (PrepareConfig(), {"max_rejected_share", "workers"}),
         (PretrainConfig(), {"device", "loader_workers"}),
         (FinetuneConfig(), {"device", "loader_workers"}),
-        (EvaluateConfig(), {"device", "batch_size"}),
+        (EvaluateConfig(), {"device"}),
         (SplitsConfig(), set()),
     ):
         named = {field.name for field in dataclasses.fields(config)}

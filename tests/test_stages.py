@@ -505,71 +505,6 @@ def test_a_file_that_no_stage_wrote_cannot_be_read(store: Store) -> None:
         store.make(request()).select("cmsc_*")
 
 
-# ---- raw files
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    for name in ("index.csv", "a/1.dat", "a/2.dat", "a/deep/3.dat", "b/4.dat"):
-        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "raw" / name).write_text(name)
-    return tmp_path / "raw"
-
-
-def slices_of(raw: Path, *slice_ids: str) -> dict[str, str]:
-    return {name: given.digest for name, given in RawTree.scan(raw, "toy").by_slice(slice_ids).items()}
-
-
-def test_a_touched_raw_file_changes_its_slice_alone(raw: Path) -> None:
-    before, whole = slices_of(raw, "a", "b", "a/deep"), RawTree.scan(raw, "toy").everything().digest
-    os.utime(raw / "a/deep/3.dat", ns=(1, 1))
-    after = slices_of(raw, "a", "b", "a/deep")
-    assert {name for name in before if before[name] != after[name]} == {"a/deep"}, "a file is in its innermost slice"
-    assert RawTree.scan(raw, "toy").everything().digest != whole
-    assert slices_of(raw, "a") != slices_of(raw, "a", "a/deep")
-
-
-def test_a_file_added_removed_renamed_or_resized_changes_its_slice(raw: Path) -> None:
-    seen = [slices_of(raw, "a", "b")]
-    for change in (
-        lambda: (raw / "a/new.dat").write_text("new"),
-        lambda: (raw / "a/new.dat").rename(raw / "a/newer.dat"),
-        lambda: (raw / "a/newer.dat").write_text("longer"),
-        lambda: (raw / "a/newer.dat").unlink() or (raw / "a/1.dat").unlink(),
-    ):
-        change()
-        seen.append(slices_of(raw, "a", "b"))
-    assert len({slices["a"] for slices in seen}) == len(seen)
-    assert len({slices["b"] for slices in seen}) == 1
-
-
-def test_by_content_a_touched_file_is_the_same_and_a_flipped_bit_is_not(raw: Path) -> None:
-    def digest() -> str:
-        return RawTree.scan(raw, "toy", hash_content=True).everything().digest
-
-    before = digest()
-    os.utime(raw / "a/1.dat", ns=(1, 1))
-    assert digest() == before
-    (raw / "a/1.dat").write_text("a/1.dot")
-    assert digest() != before
-
-
-@pytest.mark.parametrize(
-    ("prepare", "message"),
-    [
-        (shutil.rmtree, r"toy: no such folder: .*raw; give the raw folder with --raw toy=PATH"),
-        (lambda raw: shutil.rmtree(raw) or raw.mkdir(), r"toy: the folder .*raw is empty"),
-        (lambda raw: (raw / "circle").symlink_to("circle"), r"toy: cannot read .*circle: Too many levels"),
-    ],
-)
-def test_a_raw_folder_that_cannot_be_used_is_one_clear_line(
-    raw: Path, prepare: Callable[[Path], object], message: str
-) -> None:
-    prepare(raw)
-    with pytest.raises(InputError, match=message):
-        RawTree.scan(raw, "toy")
-
-
 def test_what_a_stage_wrote_is_another_ones_raw_folder(store: Store) -> None:
     made = store.make(request())
     of_slice = made.as_raw().by_slice(["below"])["below"]
@@ -582,9 +517,9 @@ def test_what_a_stage_wrote_is_another_ones_raw_folder(store: Store) -> None:
 # ---- why
 
 
-def test_why_a_stage_is_to_run_is_said_in_words(store: Store, raw: Path) -> None:
+def test_why_a_stage_is_to_run_is_said_in_words(store: Store, raw_tree: Path) -> None:
     def with_raw(config: Config = Config(), stage: Stage = WRITE) -> Request:
-        return request(stage, config, text=RawTree.scan(raw, "toy").everything())
+        return request(stage, config, text=RawTree.scan(raw_tree, "toy").everything())
 
     assert store.explain(with_raw()) == "never made"
     assert store.explain(request(subject="slice a")) == "new"
@@ -595,12 +530,12 @@ def test_why_a_stage_is_to_run_is_said_in_words(store: Store, raw: Path) -> None
     assert store.explain(with_raw(stage=Stage("write", "toy.stages:write", version=2))) == "stage version 1 -> 2"
     assert store.explain(with_raw(stage=Stage("write", "toy.helper:line"))) == "code of toy.stages changed"
     for name in "defg":
-        (raw / name).mkdir()
-        (raw / name / "9.dat").touch()
+        (raw_tree / name).mkdir()
+        (raw_tree / name / "9.dat").touch()
     assert store.explain(with_raw()) == "4 new folders (d, e, f, ...)"
-    os.utime(raw / "a/deep/3.dat", ns=(1, 1))
-    shutil.rmtree(raw / "b")
-    shutil.rmtree(raw / "e")
+    os.utime(raw_tree / "a/deep/3.dat", ns=(1, 1))
+    shutil.rmtree(raw_tree / "b")
+    shutil.rmtree(raw_tree / "e")
     assert store.explain(with_raw()) == "3 new folders (d, f, g); 1 changed folder (a/deep); 1 removed folder (b)"
     store.make(with_raw(Config("z")))
     assert store.explain(with_raw()) == "config word z -> x", "compared with the nearest of the past"
