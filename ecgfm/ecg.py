@@ -39,9 +39,12 @@ class Rejected(Exception):
     """One record cannot be used. It becomes a row of `rejects.parquet`; the run goes on."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ecgfm.data import Shards, in_order, load, pick_device, standardise
 from ecgfm.drawing import LONG_SECONDS, SHORT_SECONDS
 from ecgfm.ecg import InputError
 from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, SplitCounts, Training, render
-from ecgfm.labels import LabelSpace, read_label_space
+from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare, operating_point
 from ecgfm.model import Classifier, Encoder
 from ecgfm.predict import saliency, segment_outputs

@@ -25,7 +25,7 @@ from ecgfm.config import PROGRESS_BAR, FinetuneConfig, content_of
 from ecgfm.contracts import read_table
 from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, visits_from
 from ecgfm.ecg import InputError
-from ecgfm.labels import LabelSpace, read_label_space
+from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
 from ecgfm.metrics import aggregate, point_scores
 from ecgfm.model import Classifier

@@ -12,7 +12,7 @@ import polars as pl
 from ecgfm.config import ManifestsConfig
 from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.ecg import InputError
-from ecgfm.labels import LabelSpace, read_label_space
+from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.splits import SPLITS
 
 

@@ -34,17 +34,10 @@ LIST = Stage("list", "ecgfm.prepare:list_source", chosen_code=SOURCE_TABLE)
 PREPARE = Stage("prepare", "ecgfm.prepare:prepare_slice", chosen_code=SOURCE_TABLE)
 SPLITS = Stage("splits", "ecgfm.splits:make_splits")
 LABELS = Stage("labels", "ecgfm.labels:make_labels", chosen_code=SOURCE_TABLE)
-MANIFESTS = Stage("manifests", "ecgfm.manifests:make_manifests", chosen_code=SOURCE_TABLE)
+MANIFESTS = Stage("manifests", "ecgfm.manifests:make_manifests")
 PRETRAIN = Stage("pretrain", "ecgfm.pretrain:pretrain", volatile=TRAINING_FILES, resumable=True, own_process=True)
-FINETUNE = Stage(
-    "finetune",
-    "ecgfm.finetune:finetune",
-    volatile=TRAINING_FILES,
-    resumable=True,
-    own_process=True,
-    chosen_code=SOURCE_TABLE,
-)
-EVALUATE = Stage("evaluate", "ecgfm.evaluate:evaluate", chosen_code=SOURCE_TABLE, own_process=True)
+FINETUNE = Stage("finetune", "ecgfm.finetune:finetune", volatile=TRAINING_FILES, resumable=True, own_process=True)
+EVALUATE = Stage("evaluate", "ecgfm.evaluate:evaluate", own_process=True)
 STAGES = (SYNTHESIZE, LIST, PREPARE, SPLITS, LABELS, MANIFESTS, PRETRAIN, FINETUNE, EVALUATE)
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 

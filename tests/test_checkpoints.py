@@ -38,9 +38,7 @@ TINY = ModelConfig(
     contrast_width=6,
 )
 PRETRAINED = Meta("pretrained", TINY, LEADS, 500.0, 2500, progress={"pairs_seen": 128, "best": 0.5})
-FINETUNED = Meta(
-    "finetuned", TINY, LEADS, 500.0, 2500, labels=("AF", "VT"), aggregation={"AF": "mean", "VT": "maximum"}
-)
+FINETUNED = Meta("finetuned", TINY, LEADS, 500.0, 2500, labels=("AF", "VT"), aggregation={"AF": "mean", "VT": "max"})
 
 
 def model_of(meta: Meta, seed: int = 0) -> PretrainModel | Classifier:

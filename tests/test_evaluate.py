@@ -20,7 +20,7 @@ from ecgfm.contracts import read_table
 from ecgfm.data import Shards
 from ecgfm.ecg import InputError
 from ecgfm.evaluate import Choice, choose_records, evaluate, read_cohort, read_labelled
-from ecgfm.labels import read_label_space
+from ecgfm.label_space import read_label_space
 from ecgfm.model import pool_nonzero_mean
 from ecgfm.pipeline import Walker, walk
 from ecgfm.shards import ShardReader

@@ -29,7 +29,7 @@ from ecgfm.data import Shards
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.finetune import finetune, is_better, masked_bce, parameter_groups, positive_weight
 from ecgfm.fingerprints import Input
-from ecgfm.labels import Label, LabelSpace, read_label_space
+from ecgfm.label_space import Label, LabelSpace, read_label_space
 from ecgfm.model import Classifier
 from ecgfm.pipeline import FINETUNE as FINETUNE_STAGE
 from ecgfm.predict import segment_outputs

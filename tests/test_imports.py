@@ -18,7 +18,18 @@ ROOT = Path(__file__).parent.parent
 WORDS = {"ecg", "config"}
 TABLES = {*WORDS, "contracts"}
 RECORDS = {*TABLES, "sources", "signals", "shards"}
-TRAINING = {*TABLES, "shards", "labels", "metrics", "data", "model", "losses", "checkpoints", "training", "predict"}
+TRAINING = {
+    *TABLES,
+    "shards",
+    "label_space",
+    "metrics",
+    "data",
+    "model",
+    "losses",
+    "checkpoints",
+    "training",
+    "predict",
+}
 
 # module, or package for all of its modules -> the modules of ecgfm that it may import
 MAY_IMPORT: dict[str, set[str]] = {
@@ -38,8 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # stages without torch, and what they are made of
     "prepare": RECORDS,
     "splits": RECORDS,
-    "labels": RECORDS,
-    "manifests": {*RECORDS, "labels", "splits"},
+    "label_space": WORDS,
+    "labels": {*RECORDS, "label_space"},
+    "manifests": {*RECORDS, "label_space", "splits"},
     "metrics": RECORDS,
     "probe": {*RECORDS, "metrics"},
     "drawing": {"ecg"},
@@ -55,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {*TABLES, "shards"},
     "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
-    "pretrain": TRAINING - {"labels", "metrics"},
+    "pretrain": TRAINING - {"label_space", "metrics"},
     "finetune": TRAINING,
     "evaluate": {*TRAINING - {"training"}, "splits", "probe", "drawing", "html_report"},
 }

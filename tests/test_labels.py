@@ -14,7 +14,8 @@ import pytest
 from ecgfm.config import LabelsConfig, ListConfig
 from ecgfm.contracts import check, read_table, table_of, write_table
 from ecgfm.ecg import LEADS, InputError
-from ecgfm.labels import CHALLENGE_2021, Label, LabelSpace, assign, label_space, make_labels, read_label_space
+from ecgfm.label_space import Label, LabelSpace, read_label_space
+from ecgfm.labels import CHALLENGE_2021, assign, label_space, make_labels
 from ecgfm.prepare import list_source
 
 LEVELS = ("all", "diagnostic", "subdiagnostic", "superdiagnostic", "form", "rhythm")

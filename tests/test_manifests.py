@@ -15,7 +15,7 @@ from test_splits import record
 from ecgfm.config import ManifestsConfig
 from ecgfm.contracts import read_table, table_of, write_table
 from ecgfm.ecg import InputError
-from ecgfm.labels import Label, LabelSpace, read_label_space
+from ecgfm.label_space import Label, LabelSpace, read_label_space
 from ecgfm.manifests import cmsc_pairs, make_manifests, split_segments
 
 SPLITS = ("train", "valid", "test")

@@ -13,7 +13,7 @@ import polars as pl
 from ecgfm.config import ModelConfig, PretrainConfig
 from ecgfm.contracts import write_table
 from ecgfm.ecg import INVALID, LEADS
-from ecgfm.labels import Label, LabelSpace
+from ecgfm.label_space import Label, LabelSpace
 from ecgfm.shards import ShardWriter, digitise
 
 RATE_HZ = 100.0
