@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": TRAINING,
     "evaluate": {*TRAINING - {"training"}, "splits", "probe", "drawing", "html_report"},
 }
-MAY_IMPORT_TORCH = {"data", "model", "losses", "checkpoints", "training", "predict", "pretrain", "finetune", "evaluate"}
+MAY_IMPORT_TORCH = {*MODEL, "pretrain", "finetune", "evaluate"}
 
 
 @cache
