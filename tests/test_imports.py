@@ -18,18 +18,8 @@ ROOT = Path(__file__).parent.parent
 WORDS = {"ecg", "config"}
 TABLES = {*WORDS, "contracts"}
 RECORDS = {*TABLES, "sources", "signals", "shards"}
-TRAINING = {
-    *TABLES,
-    "shards",
-    "label_space",
-    "metrics",
-    "data",
-    "model",
-    "losses",
-    "checkpoints",
-    "training",
-    "predict",
-}
+MODEL = {"data", "model", "losses", "checkpoints", "training", "predict"}
+TRAINING = {*TABLES, *MODEL, "shards", "label_space", "metrics"}
 
 # module, or package for all of its modules -> the modules of ecgfm that it may import
 MAY_IMPORT: dict[str, set[str]] = {
