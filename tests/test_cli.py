@@ -117,7 +117,7 @@ def mistake(*words: str | Path) -> str:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["run", "nonsense"], "no pipeline 'nonsense'; it has challenge-2021, demo, ptb-xl"),
+        (["run", "nonsense"], "no pipeline 'nonsense'; it has challenge-2021, challenge-2021-small, demo, ptb-xl"),
         (["run", "ptb-xl"], "source ptb_xl needs its raw folder: give --raw ptb_xl=PATH"),
         (["run", "ptb-xl", "--raw", "ptb_xl"], "expected SOURCE=PATH"),
         (["run", "ptb-xl", "--raw", "ptbxl=/tmp"], "this pipeline has no source 'ptbxl'"),
