@@ -137,6 +137,7 @@ def save(
     partial.mkdir(parents=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model_state.items()}
     safetensors.torch.save_file(state, partial / MODEL)
+    (partial / MODEL).chmod(partial.stat().st_mode & 0o666)  # it writes 0600: a team shares the data directory
     if optimizer_state is not None:
         torch.save(dict(optimizer_state), partial / OPTIMIZER)
     files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}

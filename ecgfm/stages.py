@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 CHILD = "import sys, pathlib, ecgfm.stages as s; sys.exit(s.obey(pathlib.Path(sys.argv[1])))"
 
 
+class StageFailed(RuntimeError):
+    """The process of a stage crashed or was killed. What it printed is in the log; what it saved is kept."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A kind of stage.
@@ -190,7 +194,7 @@ class Store:
 
         Raises:
             InputError: as the stage raised it.
-            RuntimeError: the process failed or was killed.
+            StageFailed: the process crashed or was killed.
         """
         if not force and (found := self.find(request)):
             return found
@@ -198,7 +202,7 @@ class Store:
             order = Path(scratch) / "order.pickle"
             order.write_bytes(pickle.dumps((self, request, force)))
             child = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(order)],
+                [sys.executable, "-u", "-c", CHILD, str(order)],  # unbuffered: lines come when they are printed
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies: see `obey`
                 stdout=subprocess.PIPE,
                 stderr=None if sys.stderr.isatty() else subprocess.STDOUT,
@@ -220,7 +224,7 @@ class Store:
                 raise InputError(refusal.read_text())
         if code:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise RuntimeError(f"{request.name}: its process {how}{f': {last}' if last else ''}")
+            raise StageFailed(f"{request.name}: its process {how}{f': {last}' if last else ''}")
         return self._load(self.place(request), request.name, cached=False)
 
     def make_many(self, requests: Sequence[Request], workers: int, force: bool = False) -> Iterator[Output]:
@@ -432,7 +436,8 @@ def _end_with_parent(patience_s: float = 10.0) -> None:
 def obey(order: Path) -> int:
     """In a process of its own: make what `Store.make_in_own_process` wrote down; end when that process ends."""
     _end_with_parent()
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.getLogger("ecgfm").setLevel(logging.INFO)
     store, request, force = pickle.loads(order.read_bytes())
     try:
         store.make(request, force)

@@ -20,7 +20,7 @@ from ecgfm.config import load_pipeline, read_pipelines
 from ecgfm.ecg import InputError
 from ecgfm.pipeline import PREPARE, PlannedStage, Selection, plan
 from ecgfm.runs import report_of, run_locally
-from ecgfm.stages import Store
+from ecgfm.stages import StageFailed, Store
 from flows import server
 
 app = typer.Typer(
@@ -182,6 +182,11 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
+    except StageFailed as error:
+        if debug:
+            raise
+        typer.secho(f"error: {error}; what is saved is kept: run the same command to go on", fg="red", err=True)
+        raise typer.Exit(1) from None
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
             raise

@@ -187,9 +187,19 @@ def test_equal_inputs_elsewhere_give_equal_bytes(inputs: dict[str, Any], out: Pa
     again.mkdir()
     evaluate(moved, config(), again)
     names = {path.name for path in again.iterdir()}
-    assert names == {"predictions.parquet", "embeddings.parquet", "metrics.json", "report.html"}
+    assert names == {"predictions.parquet", "embeddings.parquet", "metrics.json", "report.html", "summary.md"}
     for name in names:
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_the_summary_says_what_the_metrics_say(out: Path) -> None:
+    scores = json.loads((out / "metrics.json").read_text())["scores"]
+    rows = [line for line in (out / "summary.md").read_text().splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 3
+    for row, model in zip(rows, ("finetuned", "probe", "probe_random"), strict=True):
+        auroc = scores[model]["macro_auroc"]
+        assert f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})" in row
+        assert f"| {scores[model]['n_records']} |" in row
 
 
 def test_the_random_probe_can_be_left_out(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from ecgfm.ecg import InputError
 from ecgfm.fingerprints import Input, RawTree, code_digests
-from ecgfm.stages import Output, Request, Stage, Store
+from ecgfm.stages import Output, Request, Stage, StageFailed, Store
 
 TOY = {
     "__init__.py": "",
@@ -577,10 +577,10 @@ def test_what_it_refuses_arrives_as_it_was_said(store: Store) -> None:
 
 
 def test_a_crash_and_a_kill_are_told_apart(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="crash: its process ended with exit code 1: KeyError: 'no such word'"):
+    with pytest.raises(StageFailed, match="crash: its process ended with exit code 1: KeyError: 'no such word'"):
         store.make_in_own_process(request(CRASH))
     (tmp_path / "deadly").touch()
-    with pytest.raises(RuntimeError, match="write: its process was killed by SIGKILL"):
+    with pytest.raises(StageFailed, match="write: its process was killed by SIGKILL"):
         store.make_in_own_process(request())
     (tmp_path / "deadly").unlink()
     assert content(store.make_in_own_process(request()).directory) == FILES
