@@ -13,10 +13,8 @@ file is used and every tensor of the model is filled, or an `InputError` lists t
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
-import os
 import pickle
 import platform
 import re
@@ -34,6 +32,7 @@ from torch import Tensor, nn
 
 from ecgfm.config import STRICT, ModelConfig, from_dict, to_dict
 from ecgfm.ecg import LEADS, InputError
+from ecgfm.files import sha256_of, sync
 from ecgfm.model import PRETRAINING_HEADS, Classifier, Encoder, PretrainModel
 
 MODEL, OPTIMIZER, META = "model.safetensors", "optimizer.pt", "meta.json"
@@ -140,16 +139,16 @@ def save(
     (partial / MODEL).chmod(partial.stat().st_mode & 0o666)  # it writes 0600: a team shares the data directory
     if optimizer_state is not None:
         torch.save(dict(optimizer_state), partial / OPTIMIZER)
-    files = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+    files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
     described = dataclasses.replace(meta, step=step, versions=_versions(), files=files)
     for name in files:
-        _sync(partial / name)
+        sync(partial / name)
     _write(partial / META, to_dict(described))
-    _sync(partial)
+    sync(partial)
     if final.exists():
         _remove(final)
     partial.rename(final)
-    _sync(directory)
+    sync(directory)
     return final
 
 
@@ -175,7 +174,7 @@ def mark_best(directory: Path, step: int) -> None:
     temporary = directory / f".{BEST}.partial"
     _write(temporary, {"step": step})
     temporary.rename(directory / BEST)
-    _sync(directory)
+    sync(directory)
 
 
 def best(directory: Path) -> Path | None:
@@ -338,7 +337,7 @@ def _verify(path: Path, meta: Meta, name: str) -> None:
     """A file must be, byte for byte, what `save` wrote."""
     if not (path / name).is_file() or name not in meta.files:
         raise InputError(f"{path}: expected {name}, found none; the checkpoint is damaged: remove {path}")
-    if _sha256(path / name) != meta.files[name]:
+    if sha256_of(path / name) != meta.files[name]:
         raise InputError(f"{path / name}: its content is not what was saved; the checkpoint is damaged: remove {path}")
 
 
@@ -462,21 +461,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or directory is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sync(path)
 
 
 def _remove(path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgfm.ecg import InputError
+from ecgfm.files import sha256_of
 
 KEY_LENGTH = 32  # hex digits: 128 bits
 
@@ -144,12 +145,6 @@ def digest_of(files: Mapping[str, str]) -> str:
     """One digest for files, from what identifies each: path -> identity."""
     lines = "".join(f"{name}\0{identity}\n" for name, identity in sorted(files.items()))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:KEY_LENGTH]
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @cache

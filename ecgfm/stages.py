@@ -39,7 +39,8 @@ from typing import Any
 
 from ecgfm.config import content_of
 from ecgfm.ecg import InputError
-from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differences, digest_of, sha256_of
+from ecgfm.files import sha256_of, sync
+from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differences, digest_of
 
 RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")
 logger = logging.getLogger(__name__)
@@ -303,7 +304,7 @@ class Store:
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)} | (
                 {"volatile": True} if volatile else {}
             )
-            _sync(path)
+            sync(path)
         facts = {
             "name": request.name,
             "key": request.key,
@@ -317,12 +318,12 @@ class Store:
             "versions": {"python": platform.python_version()} | _versions(),
         }
         manifest.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-        _sync(manifest)
+        sync(manifest)
         place = self.place(request)
         if place.exists():
             os.rename(place, place.with_name(f"{place.name}.stale-{os.getpid()}"))
         os.rename(partial, place)
-        _sync(place.parent)
+        sync(place.parent)
         for stale in place.parent.glob(place.name + ".stale-*"):
             shutil.rmtree(stale)
 
@@ -399,14 +400,6 @@ def _one_thread() -> None:
     """A worker among several: its numerical libraries take one core."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[variable] = "1"
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _end_group(child: subprocess.Popen[str], patience_s: float = 10.0) -> None:

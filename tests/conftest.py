@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +52,23 @@ def raw_tree(tmp_path: Path) -> Path:
         (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / name).write_text(name)
     return tmp_path / "raw"
+
+
+def record_row(record_id: str, **values: Any) -> dict[str, Any]:
+    """A row of the table `records`: a whole record of 10 s, but for `values`."""
+    source, _, name = record_id.partition("/")
+    return {
+        "record_id": record_id,
+        "source": source,
+        "slice_id": "a",
+        "raw_path": f"a/{name}.hea",
+        "sampling_rate_hz": 500.0,
+        "n_samples": 5000,
+        "n_segments": 2,
+        "leads": list(LEADS),
+        "invalid_leads": [],
+        "constant_leads": [],
+        "lead_mean_mv": [0.0] * 12,
+        "lead_std_mv": [1.0] * 12,
+        **values,
+    }

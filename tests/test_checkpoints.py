@@ -191,13 +191,13 @@ import os, signal, sys
 from pathlib import Path
 from ecgfm import checkpoints
 from tests_of_checkpoints import saved
-real, left = checkpoints._sync, [int(sys.argv[2])]
+real, left = checkpoints.sync, [int(sys.argv[2])]
 def sync(path):
     left[0] -= 1
     if left[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     real(path)
-checkpoints._sync = sync
+checkpoints.sync = sync
 saved(Path(sys.argv[1]), step=200, seed=1)
 """
 

@@ -199,3 +199,34 @@ def test_help_shows_examples() -> None:
     code, text = ecgfm("run", "--help")
     assert code == 0
     assert "ptb_xl=/data/ptb-xl" in text
+
+
+TINY = [
+    "--set", "synthetic.n_patients=60",
+    "--set", "manifests.rare_labels=drop",
+    "--set", "pretrain.model={conv_channels: 8, width: 32, n_layers: 1, n_heads: 2, ffn_width: 32, pos_conv_kernel: 8, "
+    "pos_conv_groups: 4, codebook_entries: 8, codebook_width: 16, contrast_width: 16}",
+    "--set", "pretrain.max_steps=2",
+    "--set", "finetune.max_epochs=1",
+    "--set", "evaluate.bootstrap_samples=50",
+]  # fmt: skip
+
+
+def test_the_whole_line_ends_at_a_report_and_a_finetune_value_costs_finetuning_alone(tmp_path: Path) -> None:
+    words = ["run", "demo", "--data-dir", tmp_path, "--no-prefect", *TINY]
+    code, text = ecgfm(*words)
+    assert code == 0, text
+    assert (
+        text.splitlines()[-1]
+        == f"report: {tmp_path / 'runs' / 'demo'}/{text.splitlines()[-1].split('/')[-2]}/report.html"
+    )
+    page = Path(text.splitlines()[-1].removeprefix("report: ")).read_text(encoding="utf-8")
+    assert "Records in and out" in page
+
+    code, text = ecgfm(*words, "--set", "finetune.learning_rate=5.0e-4")
+    assert code == 0, text
+    made = [line.split(":")[0].strip() for line in text.splitlines() if ": made in" in line]
+    assert made == ["finetune", "evaluate"]
+
+    code, text = ecgfm(*words)
+    assert "up to date" in text

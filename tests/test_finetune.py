@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pickle
@@ -20,7 +19,7 @@ import polars as pl
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
-from training_data import LABELS, PRETRAIN, TINY, digests, write_inputs
+from training_data import LABELS, PRETRAIN, TINY, digests, rows, write_inputs
 
 from ecgfm import checkpoints
 from ecgfm import finetune as stage
@@ -62,11 +61,6 @@ def unbroken(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("unbroken")
     finetune(inputs, FINETUNE, out)
     return out
-
-
-def rows(out: Path, split: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["split"] == split]
 
 
 def pretrained_state(inputs: dict[str, Any]) -> dict[str, torch.Tensor]:

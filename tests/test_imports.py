@@ -27,8 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"ecg"},
     # files and what identifies them
     "contracts": WORDS,
-    "fingerprints": WORDS,
-    "stages": {*WORDS, "fingerprints"},
+    "files": set(),
+    "fingerprints": {*WORDS, "files"},
+    "stages": {*WORDS, "files", "fingerprints"},
     # recordings
     "formats": {"ecg", "formats"},
     "sources": {"ecg", "formats", "sources"},
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # ---- torch begins here
     "model": WORDS,
     "losses": {*WORDS, "model"},
-    "checkpoints": {*WORDS, "model"},
+    "checkpoints": {*WORDS, "files", "model"},
     "data": {*TABLES, "shards"},
     "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},

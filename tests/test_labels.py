@@ -10,10 +10,11 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conftest import record_row
 
 from ecgfm.config import LabelsConfig, ListConfig
 from ecgfm.contracts import check, read_table, table_of, write_table
-from ecgfm.ecg import LEADS, InputError
+from ecgfm.ecg import InputError
 from ecgfm.label_space import Label, LabelSpace, read_label_space
 from ecgfm.labels import CHALLENGE_2021, assign, label_space, make_labels
 from ecgfm.prepare import list_source
@@ -23,21 +24,7 @@ LEVELS = ("all", "diagnostic", "subdiagnostic", "superdiagnostic", "form", "rhyt
 
 def records(codes: Iterable[Sequence[str] | None], source: str = "toy") -> pl.DataFrame:
     rows = [
-        {
-            "record_id": f"{source}/{number:03d}",
-            "source": source,
-            "slice_id": "a",
-            "raw_path": f"a/{number}.hea",
-            "codes": None if of_record is None else list(of_record),
-            "sampling_rate_hz": 500.0,
-            "n_samples": 5000,
-            "n_segments": 2,
-            "leads": list(LEADS),
-            "invalid_leads": [],
-            "constant_leads": [],
-            "lead_mean_mv": [0.0] * 12,
-            "lead_std_mv": [1.0] * 12,
-        }
+        record_row(f"{source}/{number:03d}", codes=None if of_record is None else list(of_record))
         for number, of_record in enumerate(codes)
     ]
     return table_of("records", rows)

@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from training_data import GOLDEN
 
-from ecgfm.config import ModelConfig, PretrainConfig
+from ecgfm.config import PretrainConfig
 from ecgfm.losses import (
     PretrainingLoss,
     apply_lead_mask,
@@ -318,20 +319,8 @@ def test_the_reference_loss_and_every_gradient_are_reproduced(shared: Path) -> N
     expected = json.loads((folder / "tiny.json").read_text())
     with np.load(folder / "tiny.npz") as arrays:
         given = {name: torch.from_numpy(arrays[name]) for name in arrays.files if arrays[name].dtype.kind != "U"}
-    model_config = ModelConfig(
-        conv_channels=32,
-        width=64,
-        n_layers=2,
-        n_heads=4,
-        ffn_width=128,
-        pos_conv_kernel=16,
-        pos_conv_groups=4,
-        codebook_entries=20,
-        codebook_width=32,
-        contrast_width=32,
-    )
-    config = PretrainConfig(model=model_config)
-    model = PretrainModel(model_config, feature_grad_scale=config.feature_grad_scale).eval()
+    config = PretrainConfig(model=GOLDEN)
+    model = PretrainModel(GOLDEN, feature_grad_scale=config.feature_grad_scale).eval()
     model.load_state_dict(torch.load(folder / "tiny_pretrained.pt", weights_only=True)["model"])
 
     places = masked_frames(given["mask_indices"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from training_data import GOLDEN
 
 from ecgfm.config import ModelConfig
 from ecgfm.ecg import InputError
@@ -41,18 +42,6 @@ SMALL = ModelConfig(
     codebook_entries=5,
     codebook_width=12,
     contrast_width=6,
-)
-GOLDEN = ModelConfig(
-    conv_channels=32,
-    width=64,
-    n_layers=2,
-    n_heads=4,
-    ffn_width=128,
-    pos_conv_kernel=16,
-    pos_conv_groups=4,
-    codebook_entries=20,
-    codebook_width=32,
-    contrast_width=32,
 )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from training_data import PRETRAIN, digests, write_inputs
+from training_data import PRETRAIN, digests, rows, write_inputs
 
 from ecgfm import checkpoints
 from ecgfm import pretrain as stage
@@ -49,11 +49,6 @@ def unbroken(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("unbroken")
     pretrain(inputs, PRETRAIN, out)
     return out
-
-
-def rows(out: Path, split: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if row["split"] == split]
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from conftest import write_wfdb16
 from polars.testing import assert_frame_equal
 
 from ecgfm import contracts
@@ -40,14 +41,8 @@ def write_wfdb(
     comments: Sequence[str] = (),
     leads: Sequence[str] = LEADS,
 ) -> None:
-    """A record in format 16; a .mat file begins with the 24 bytes of MATLAB's own header."""
-    folder.mkdir(parents=True, exist_ok=True)
-    offset = 24 if suffix == ".mat" else 0
-    storage = f"16+{offset}" if offset else "16"
-    lines = [f"{name} 12 500 {N_SAMPLES}"]
-    lines += [f"{name}{suffix} {storage} {gain_per_mv:g}/mV 16 0 0 0 0 {lead}" for lead in leads]
-    (folder / f"{name}.hea").write_text("\n".join(lines + [f"#{comment}" for comment in comments]) + "\n")
-    (folder / f"{name}{suffix}").write_bytes(bytes(offset) + digital_of(name).T.astype("<i2").tobytes())
+    """A record in format 16 of the signal that goes with its name."""
+    write_wfdb16(folder, name, digital_of(name), suffix=suffix, gain_per_mv=gain_per_mv, leads=leads, comments=comments)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,31 +9,17 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conftest import record_row
 from polars.testing import assert_frame_equal
 
 from ecgfm.config import SplitsConfig
 from ecgfm.contracts import check, read_table, table_of, write_table
-from ecgfm.ecg import LEADS, InputError
+from ecgfm.ecg import InputError
 from ecgfm.splits import SPLITS, assign, make_splits
 
 
 def record(number: int, patient: int | None = None, source: str = "toy", **values: Any) -> dict[str, Any]:
-    return {
-        "record_id": f"{source}/{number}",
-        "source": source,
-        "slice_id": "a",
-        "raw_path": f"a/{number}.hea",
-        "patient_id": None if patient is None else f"{source}/p{patient}",
-        "sampling_rate_hz": 500.0,
-        "n_samples": 5000,
-        "n_segments": 2,
-        "leads": list(LEADS),
-        "invalid_leads": [],
-        "constant_leads": [],
-        "lead_mean_mv": [0.0] * 12,
-        "lead_std_mv": [1.0] * 12,
-        **values,
-    }
+    return record_row(f"{source}/{number}", patient_id=None if patient is None else f"{source}/p{patient}", **values)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ TINY = ModelConfig(
     codebook_width=16,
     contrast_width=16,
 )
+GOLDEN = ModelConfig(
+    conv_channels=32,
+    width=64,
+    n_layers=2,
+    n_heads=4,
+    ffn_width=128,
+    pos_conv_kernel=16,
+    pos_conv_groups=4,
+    codebook_entries=20,
+    codebook_width=32,
+    contrast_width=32,
+)
+"""The architecture of the reference's small checkpoints."""
 PRETRAIN = PretrainConfig(
     model=TINY, max_steps=6, batch_pairs=4, accumulate=2, learning_rate=1e-3, span_mask_frames=3, n_negatives=10,
     valid_every=3, save_every=2, device="cpu",
@@ -131,3 +145,9 @@ def digests(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in ("timings.jsonl", "stage.json")
     }
+
+
+def rows(out: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of a training run's log that are of one split."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["split"] == split]
