@@ -162,7 +162,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     return {
         "labels": len(space.labels),
         "test records": len(test.record_ids),
-        "test patients": len({patient for patient in test.patients if patient is not None}),
+        "test patients": scores["finetuned"].n_patients,
         "test segments": test.segments.height,
         "embeddings": sum(len(split.record_ids) for split in splits.values()) * len(encoders),
     }
