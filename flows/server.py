@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ecgfm.ecg import InputError
 
@@ -31,11 +32,8 @@ def configured_api(data_dir: Path) -> str | None:
 
 def running_ui(data_dir: Path) -> str | None:
     """The API of the server that `ecgfm ui` runs on this data directory, if it answers."""
-    try:
-        api = str(json.loads((_home(data_dir) / "server.json").read_bytes())["api"])
-    except FileNotFoundError:
-        return None
-    return api if _answers(api) else None
+    facts = _facts(data_dir)
+    return str(facts["api"]) if facts and _answers(str(facts["api"])) else None
 
 
 def use(api: str | None, data_dir: Path, debug: bool) -> None:
@@ -58,8 +56,9 @@ def local_server(data_dir: Path, port: int) -> Iterator[str]:
     Raises:
         InputError: one runs already, the port is taken, or it does not come up.
     """
-    if api := running_ui(data_dir):
-        raise InputError(f"a server for {data_dir} already runs at {api.removesuffix('/api')}")
+    if (api := running_ui(data_dir)) and (facts := _facts(data_dir)):
+        address = api.removesuffix("/api")
+        raise InputError(f"a server for {data_dir} already runs at {address} (process {facts['pid']})")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -103,6 +102,15 @@ def _answers(api: str) -> bool:
 
 def _home(data_dir: Path) -> Path:
     return data_dir / "prefect"
+
+
+def _facts(data_dir: Path) -> dict[str, Any] | None:
+    """What `local_server` wrote of the server that it runs."""
+    try:
+        facts: dict[str, Any] = json.loads((_home(data_dir) / "server.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return facts
 
 
 def _made_home(data_dir: Path) -> Path:

@@ -167,7 +167,7 @@ def test_an_api_is_looked_for_in_the_environment_then_the_data_directory_then_th
 
 def test_a_server_that_is_gone_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "prefect").mkdir()
-    (tmp_path / "prefect" / "server.json").write_text('{"api": "http://127.0.0.1:9/api"}')
+    (tmp_path / "prefect" / "server.json").write_text('{"api": "http://127.0.0.1:9/api", "pid": 1}')
     assert server.running_ui(tmp_path) is None
 
 
