@@ -236,11 +236,16 @@ def _check_rejects(source: str, slices: Sequence[Output], max_share: float) -> N
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A line of a plan. status: `cached`, `run`, `maybe` (an input is made anew) or `skip` (not selected)."""
+    """A line of a plan.
+
+    status: `cached`, `run`, `maybe` (an input is made anew) or `skip` (not selected)
+    directory: of a cached stage's output
+    """
 
     name: str
     status: str
     why: str = ""
+    directory: Path | None = None
 
     @property
     def kind(self) -> str:
@@ -285,8 +290,8 @@ def _planned(store: Store, selection: Selection, request: Request, made: Made) -
             return PlannedStage(request.name, "run", "never made")
         more = f" (or {len(missing) - 1} more)" if len(missing) > 1 else ""
         return PlannedStage(request.name, "maybe", f"only if {missing[0]}{more} comes out different")
-    if isinstance(made, Output) and store.find(request):
-        return PlannedStage(request.name, "cached")
+    if isinstance(made, Output) and (found := store.find(request)):
+        return PlannedStage(request.name, "cached", directory=found.directory)
     return PlannedStage(request.name, "run", store.explain(request))
 
 

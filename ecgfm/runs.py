@@ -48,18 +48,22 @@ def recorded_run(data_dir: Path, pipeline: str, config: Pipeline, walker: Walker
 
 def run_locally(
     name: str, pipeline: Pipeline, raw: Mapping[str, Path], store: Store, selection: Selection, hash_raw: bool = False
-) -> Walker:
-    """Run a pipeline in this process (training in processes of its own), without Prefect."""
+) -> Path:
+    """Run a pipeline in this process (training in processes of its own), without Prefect.
+
+    Returns the directory that records the run.
+    """
     walker = Walker(store, lambda requests, group: make_all(pipeline, store, selection, requests, group), selection)
-    with recorded_run(store.data_dir, name, pipeline, walker):
+    with recorded_run(store.data_dir, name, pipeline, walker) as directory:
         walk(pipeline, raw, walker, hash_raw)
-    return walker
+    return directory
 
 
-def report_of(data_dir: Path, pipeline: str) -> Path | None:
-    """The report of the newest recorded run that has one."""
-    reports = sorted((data_dir / "runs" / pipeline).glob("[0-9]*/report.html"))
-    return reports[-1] if reports else None
+def report_of(data_dir: Path, pipeline: str, evaluated: Path) -> Path:
+    """Where the report of an evaluation lies: in the newest run that it belongs to, else in its output directory."""
+    report = evaluated / "report.html"
+    runs = sorted((data_dir / "runs" / pipeline).glob("[0-9]*/report.html"), reverse=True)
+    return next((link for link in runs if link.exists() and link.samefile(report)), report)
 
 
 def _new_directory(parent: Path) -> Path:

@@ -99,11 +99,12 @@ def run(
                 return
             if all(stage.status in ("cached", "skip") for stage in planned):
                 typer.echo(f"{pipeline}: up to date ({len(planned)} stages in {store.data_dir})")
-                show_report(store.data_dir, pipeline)
+                if planned[-1].directory:
+                    typer.echo(f"report: {report_of(store.data_dir, pipeline, planned[-1].directory)}")
                 return
         with log_to_terminal():
             if no_prefect:
-                run_locally(pipeline, config, folders, store, selection, hash_raw)
+                recorded = run_locally(pipeline, config, folders, store, selection, hash_raw)
             else:
                 server.use(api, store.data_dir, debug)
                 from flows.pipeline import run_pipeline, run_stage
@@ -111,10 +112,12 @@ def run(
                 places = {source: str(folder) for source, folder in folders.items()}
                 common = (pipeline, str(store.data_dir), str(file.absolute()), places, list(overrides or ()))
                 if len(selection.only) == 1 and not start:
-                    run_stage[selection.only[0]](*common, list(selection.force), verify, hash_raw)
+                    done = run_stage[selection.only[0]](*common, list(selection.force), verify, hash_raw)
                 else:
-                    run_pipeline(*common, list(selection.only), start, list(selection.force), verify, hash_raw)
-        show_report(store.data_dir, pipeline)
+                    done = run_pipeline(*common, list(selection.only), start, list(selection.force), verify, hash_raw)
+                recorded = Path(done)
+        if (recorded / "report.html").exists():
+            typer.echo(f"report: {recorded / 'report.html'}")
 
 
 @app.command("plan")
@@ -145,9 +148,10 @@ def list_pipelines(pipelines: PipelinesFile = None, debug: Debug = False) -> Non
     """List the pipelines of pipelines.yaml."""
     with one_line_errors(debug):
         file = pipelines_file(pipelines)
-        for name, values in read_pipelines(file).items():
-            sources = ", ".join(load_pipeline(file, name).sources)
-            typer.echo(f"{name:16} {sources:28} {values.get('description', '')}")
+        loaded = {name: load_pipeline(file, name) for name in read_pipelines(file)}
+        width = max(map(len, loaded), default=0)
+        for name, config in loaded.items():
+            typer.echo(f"{name:{width}}  {', '.join(config.sources)}: {config.description}")
 
 
 @app.command()
@@ -234,12 +238,6 @@ def show_plan(pipeline: str, data_dir: Path, planned: Sequence[PlannedStage]) ->
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, status, why in rows:
         typer.secho(f"  {name:{widths[0]}}  {status:{widths[1]}}  {why}".rstrip(), dim=status.startswith("cached"))
-
-
-def show_report(data_dir: Path, pipeline: str) -> None:
-    """Name the report, where there is one."""
-    if report := report_of(data_dir, pipeline):
-        typer.echo(f"report: {report}")
 
 
 @contextmanager

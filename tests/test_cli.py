@@ -216,11 +216,9 @@ def test_the_whole_line_ends_at_a_report_and_a_finetune_value_costs_finetuning_a
     words = ["run", "demo", "--data-dir", tmp_path, "--no-prefect", *TINY]
     code, text = ecgfm(*words)
     assert code == 0, text
-    assert (
-        text.splitlines()[-1]
-        == f"report: {tmp_path / 'runs' / 'demo'}/{text.splitlines()[-1].split('/')[-2]}/report.html"
-    )
-    page = Path(text.splitlines()[-1].removeprefix("report: ")).read_text(encoding="utf-8")
+    first = text.splitlines()[-1]
+    assert first.startswith(f"report: {tmp_path}/runs/demo/")
+    page = Path(first.removeprefix("report: ")).read_text(encoding="utf-8")
     assert "Records in and out" in page
 
     code, text = ecgfm(*words, "--set", "finetune.learning_rate=5.0e-4")
@@ -230,3 +228,10 @@ def test_the_whole_line_ends_at_a_report_and_a_finetune_value_costs_finetuning_a
 
     code, text = ecgfm(*words)
     assert "up to date" in text
+    assert text.splitlines()[-1] == first  # not the report of the run between
+
+
+def test_the_pipelines_of_a_file_are_listed() -> None:
+    code, text = ecgfm("pipelines")
+    assert code == 0
+    assert any(line.startswith("ptb-xl ") and "ptb_xl: PTB-XL" in line for line in text.splitlines())
