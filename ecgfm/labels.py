@@ -56,7 +56,7 @@ def make_labels(inputs: Mapping[str, Any], config: LabelsConfig, out: Path) -> d
     records = read_tables([slice_dir / "records.parquet" for slice_dir in inputs["slices"]], "records")
     space = label_space(config)
     labels = assign(records, space, f"scheme {config.scheme}")
-    write_table(labels, "labels", out / "labels.parquet")
+    write_table(labels, "labels", out / "labels.parquet", {"records": records})
     space.write(out / "label_space.yaml")
     unknown = records["codes"].null_count()
     return {"records": records.height, "labels": len(space.labels), "records without codes": unknown} | {

@@ -24,10 +24,11 @@ def make_manifests(inputs: Mapping[str, Any], config: ManifestsConfig, out: Path
     Raises:
         InputError: no pair, no labelled record in a split, or (rare_labels = error) a label without both classes.
     """
+    splits = read_table(inputs["splits"] / "splits.parquet", "splits")
     segments = split_segments(
         read_tables([slice_dir / "segments.parquet" for slice_dir in inputs["slices"]], "segments"),
         read_tables([slice_dir / "records.parquet" for slice_dir in inputs["slices"]], "records"),
-        read_table(inputs["splits"] / "splits.parquet", "splits"),
+        splits,
     )
     counts = {}
     for split in ("train", "valid"):
@@ -37,7 +38,7 @@ def make_manifests(inputs: Mapping[str, Any], config: ManifestsConfig, out: Path
                 f"manifests: cmsc_{split} would be empty: no record has two adjacent segments; "
                 "is prepare.segment_seconds more than half the records?"
             )
-        write_table(pairs, "pairs", out / f"cmsc_{split}.parquet")
+        write_table(pairs, "pairs", out / f"cmsc_{split}.parquet", {"splits": splits})
         counts[f"pairs: {split}"] = pairs.height
 
     labels = read_table(inputs["labels"] / "labels.parquet", "labels")
@@ -50,7 +51,8 @@ def make_manifests(inputs: Mapping[str, Any], config: ManifestsConfig, out: Path
     )
     for split in SPLITS:
         labelled = segments.filter(pl.col("split") == split).drop("split", "start_s").join(known, on="record_id")
-        write_table(labelled.sort("record_id", "segment_index"), "labelled_segments", out / f"labelled_{split}.parquet")
+        labelled = labelled.sort("record_id", "segment_index")
+        write_table(labelled, "labelled_segments", out / f"labelled_{split}.parquet", {"splits": splits})
         counts[f"labelled records: {split}"] = labelled["record_id"].n_unique()
         counts[f"labelled segments: {split}"] = labelled.height
     return counts | {"labels": len(space.labels), "labels dropped": len(space.dropped)}

@@ -25,8 +25,9 @@ def make_splits(inputs: Mapping[str, Any], config: SplitsConfig, out: Path) -> d
         InputError: a grouped split of records without patients, an official split of records without folds, or a
             split without a record.
     """
-    splits = assign(read_tables([slice_dir / "records.parquet" for slice_dir in inputs["slices"]], "records"), config)
-    write_table(splits, "splits", out / "splits.parquet")
+    records = read_tables([slice_dir / "records.parquet" for slice_dir in inputs["slices"]], "records")
+    splits = assign(records, config)
+    write_table(splits, "splits", out / "splits.parquet", {"records": records})
     counts = dict(splits["split"].drop_nulls().value_counts().iter_rows())
     excluded = dict(splits["excluded"].drop_nulls().value_counts(sort=True).iter_rows())
     if empty := [split for split in SPLITS if not counts.get(split)]:
