@@ -28,10 +28,12 @@ from ecgfm.stages import Output, Request, Store
 class Work:
     """What every task of one run shares.
 
+    name: the pipeline's; artifacts of different pipelines have different keys
     makers: origin ("splits", "prepare ptb_xl records500/00000") -> what Prefect knows its maker by, for the edges of
         the run graph: the state of a task, the result of a subflow
     """
 
+    name: str
     pipeline: Pipeline
     store: Store
     selection: Selection
@@ -43,8 +45,8 @@ class Work:
         def make() -> Any:
             outputs = make_all(self.pipeline, self.store, self.selection, requests, name)
             if requests[0].stage is not PREPARE:  # slices are summed up by source
-                publish_counts(name, outputs[0].counts)
-                publish_summary(name, outputs[0])
+                self.publish_counts(name, outputs[0].counts)
+                self.publish_summary(name, outputs[0])
             if all(output.cached for output in outputs):
                 return Completed(name="Cached", data=outputs)  # a state that a task returns is the task's state
             return outputs
@@ -55,6 +57,17 @@ class Work:
         self.makers.update((request.name, state) for request in requests)
         return state.result()
 
+    def publish_counts(self, name: str, counts: Mapping[str, int]) -> None:
+        """An artifact of a stage's counts: records in and out, rejected by reason."""
+        table = [{"what": what, "count": count} for what, count in counts.items()]
+        create_table_artifact(table, artifact_key(f"{self.name} {name}"), f"{self.name}: {name}")
+
+    def publish_summary(self, name: str, output: Output) -> None:
+        """An artifact of the stage's own summary, where it wrote one."""
+        if "summary.md" in output.files:
+            text = (output.directory / "summary.md").read_text(encoding="utf-8")
+            create_markdown_artifact(text, artifact_key(f"{self.name} {name} summary"), f"{self.name}: {name}")
+
     def upstream(self, requests: Sequence[Request]) -> list[Any]:
         """The makers of what the requests read, each once."""
         found: dict[int, Any] = {}
@@ -64,18 +77,6 @@ class Work:
                     if one.origin in self.makers:
                         found[id(self.makers[one.origin])] = self.makers[one.origin]
         return list(found.values())
-
-
-def publish_counts(name: str, counts: Mapping[str, int]) -> None:
-    """An artifact of a stage's counts: records in and out, rejected by reason."""
-    create_table_artifact([{"what": what, "count": count} for what, count in counts.items()], artifact_key(name), name)
-
-
-def publish_summary(name: str, output: Output) -> None:
-    """An artifact of the stage's own summary, where it wrote one."""
-    if "summary.md" in output.files:
-        text = (output.directory / "summary.md").read_text(encoding="utf-8")
-        create_markdown_artifact(text, artifact_key(f"{name} summary"), name)
 
 
 def artifact_key(name: str) -> str:

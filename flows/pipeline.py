@@ -33,7 +33,7 @@ def run_pipeline(
     raw: source -> raw folder. overrides: such as `pretrain.max_steps=200`. only, start, force: as on the command line.
     """
     config = load_pipeline(Path(pipelines_file), pipeline, overrides)
-    work = Work(config, Store(Path(data_dir), verify), Selection(tuple(only), start, tuple(force)))
+    work = Work(pipeline, config, Store(Path(data_dir), verify), Selection(tuple(only), start, tuple(force)))
 
     def execute(requests: Sequence[Request], group: str) -> Sequence[Made]:
         if requests[0].stage is PREPARE:

@@ -8,7 +8,7 @@ from prefect import flow
 
 from ecgfm.pipeline import PREPARE, total_counts
 from ecgfm.stages import Output, Request
-from flows.engine import Work, publish_counts
+from flows.engine import Work
 
 BATCH_RECORDS = 3000  # 10 s of work or more: a task costs Prefect about 0.1 s
 MAX_TASKS = 48  # more nodes than that on one level of the run graph are a smear
@@ -28,7 +28,7 @@ def prepare_source(work: Work, group: str, requests: Sequence[Request]) -> list[
             outputs += work.run_task(
                 f"{source}: {which} of {slices} ({sum(one.size for one in batch):,} records)", batch
             )
-        publish_counts(group, total_counts(outputs))
+        work.publish_counts(group, total_counts(outputs))
         return outputs
 
     records = sum(request.size for request in requests)

@@ -110,7 +110,7 @@ def test_the_run_graph_has_the_edges_of_the_dag_and_the_counts_as_artifacts(watc
         "labels": {"prepare / synthetic"},
         "manifests": {"prepare / synthetic", "splits", "labels"},
     }
-    (artifact,) = watched.ask("/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["prepare-synthetic"]}}})
+    (artifact,) = watched.ask("/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["demo-prepare-synthetic"]}}})
     counts = {row["what"]: row["count"] for row in json.loads(artifact["data"])}
     assert counts["listed"] == counts["prepared"] + counts["rejected"]
     assert counts["rejected: truncated"] == 1
