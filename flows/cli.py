@@ -161,11 +161,11 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Start a local Prefect server. Runs on the same data directory go to it while it is up. Ctrl-C ends it."""
-    with one_line_errors(debug), server.local_server(data_dir.absolute(), port) as address:
-        typer.echo(f"Prefect UI: {address} (runs with --data-dir {data_dir} show up there; Ctrl-C ends it)")
+    with one_line_errors(debug), server.local_server(data_dir.absolute(), port) as local:
+        typer.echo(f"Prefect UI: {local.address} (runs with --data-dir {data_dir} show up there; Ctrl-C ends it)")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
-            signal.pause()
+            local.wait()
 
 
 @app.callback(invoke_without_command=True)

@@ -16,7 +16,8 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,27 @@ def use(api: str | None, data_dir: Path, debug: bool) -> None:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if debug else "CRITICAL")
 
 
+@dataclass(frozen=True)
+class LocalServer:
+    """A Prefect server on this machine. address: for a browser."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self) -> None:
+        """Return never while the server is up.
+
+        Raises:
+            InputError: it ended by itself.
+        """
+        code = self.process.wait()
+        raise InputError(f"the Prefect server at {self.address} ended with exit code {code}; see {self.log}")
+
+
 @contextmanager
-def local_server(data_dir: Path, port: int) -> Iterator[str]:
-    """A Prefect server on this machine while the context lasts; yields its address for a browser.
+def local_server(data_dir: Path, port: int) -> Iterator[LocalServer]:
+    """A Prefect server while the context lasts.
 
     Raises:
         InputError: one runs already, the port is taken, or it does not come up.
@@ -75,10 +94,11 @@ def local_server(data_dir: Path, port: int) -> Iterator[str]:
     try:
         _wait_until_up(server, f"{address}/api", log)
         (home / "server.json").write_text(json.dumps({"api": f"{address}/api", "pid": server.pid}))
-        yield address
+        yield LocalServer(address, server, log)
     finally:
         (home / "server.json").unlink(missing_ok=True)
-        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it ended by itself
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
 
 

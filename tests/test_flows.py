@@ -69,8 +69,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with server.local_server(data_dir, port) as address:
-        yield Watched(data_dir, f"{address}/api")
+    with server.local_server(data_dir, port) as local:
+        yield Watched(data_dir, f"{local.address}/api")
 
 
 def test_a_run_shows_each_stage_as_a_named_task_and_the_second_run_shows_them_cached(watched: Watched) -> None:
@@ -146,6 +146,12 @@ def test_a_mistake_inside_a_run_is_one_line_and_a_failed_run(watched: Watched) -
 def test_a_second_server_on_one_data_directory_is_refused(watched: Watched) -> None:
     with pytest.raises(InputError, match="already runs at"), server.local_server(watched.data_dir, 1):
         pass
+
+
+def test_a_server_that_ends_by_itself_is_said(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(InputError, match=r"ended with exit code 3; see .*server\.log"):
+        server.LocalServer("http://127.0.0.1:4200", ended, tmp_path / "server.log").wait()
 
 
 def test_an_api_is_looked_for_in_the_environment_then_the_data_directory_then_the_profile(
