@@ -2,7 +2,7 @@
 
     raw files -> list -> prepare (a slice each) -> splits, labels -> manifests -> pretrain -> finetune -> evaluate
 
-The order stands once, in `walk`. What happens at each stage is the walker's affair: `plan` looks, `run_locally`
+The order stands once, in `walk`. What happens at each stage is the walker's affair: `plan` looks, `runs.run_locally`
 makes, and flows/ makes under Prefect.
 """
 
@@ -270,7 +270,6 @@ def plan(
                 found = store.find(request) if request.stage.name not in selection.force else None
                 if found is None and request.stage is LIST:
                     found = aside.make(request)  # cheap, and without it the slices are unknown
-                    found = Output(found.directory, found.name, found.files, found.counts, found.seconds)
                 looked.append(found or Pending(request.name))
             return looked
 
@@ -290,8 +289,8 @@ def _planned(store: Store, selection: Selection, request: Request, made: Made) -
             return PlannedStage(request.name, "run", "never made")
         more = f" (or {len(missing) - 1} more)" if len(missing) > 1 else ""
         return PlannedStage(request.name, "maybe", f"only if {missing[0]}{more} comes out different")
-    if isinstance(made, Output) and (found := store.find(request)):
-        return PlannedStage(request.name, "cached", directory=found.directory)
+    if isinstance(made, Output) and made.directory == store.place(request):  # not a listing made aside
+        return PlannedStage(request.name, "cached", directory=made.directory)
     return PlannedStage(request.name, "run", store.explain(request))
 
 

@@ -122,8 +122,7 @@ def prepare_record(record: EcgRecord, shard: ShardWriter, config: PrepareConfig)
     digital = standard.digital if lossless else digitise(resampled)
     assert digital is not None
     at_rate = raw if lossless else lead_statistics(resampled)
-    segment_samples = round(config.segment_seconds * config.sampling_rate_hz)
-    segments = cut_segments(digital.digital, segment_samples)
+    segments = cut_segments(digital.digital, shard.segment_samples)
     rows = shard.append(segments, digital, at_rate.mean_mv, at_rate.std_mv)
     facts = {
         "sampling_rate_hz": record.sampling_rate_hz,

@@ -56,6 +56,7 @@ class ShardWriter:
             sampling_rate_hz=float(sampling_rate_hz),
             leads=list(LEADS),
         )
+        self.segment_samples = segment_samples
         shape = (len(LEADS), segment_samples)
         self._file.create_dataset("digital", (0, *shape), "int16", maxshape=(None, *shape), chunks=(1, *shape))
         for name in PER_LEAD:

@@ -37,7 +37,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from ecgfm.config import content_of
+from ecgfm.config import PROGRESS_BAR, content_of
 from ecgfm.ecg import InputError
 from ecgfm.files import sha256_of, sync
 from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differences, digest_of
@@ -155,7 +155,8 @@ class Store:
     def find(self, request: Request) -> Output | None:
         """The finished and undamaged output of a request, or None."""
         place = self.place(request)
-        return self._load(place, request.name) if self._damage(place) is None else None
+        facts = self._facts(place)
+        return None if isinstance(facts, str) else _output(place, request.name, facts, cached=True)
 
     def make(self, request: Request, force: bool = False) -> Output:
         """The output of a request: as it is there, or made now.
@@ -185,7 +186,7 @@ class Store:
                     shutil.rmtree(partial)
                 raise
             self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
-        return self._load(place, request.name, cached=False)
+        return self._made(place, request.name)
 
     def make_in_own_process(self, request: Request, force: bool = False) -> Output:
         """`make` in a new process group: training is never forked from the process that orchestrates it.
@@ -226,7 +227,7 @@ class Store:
         if code:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             raise StageFailed(f"{request.name}: its process {how}{f': {last}' if last else ''}")
-        return self._load(self.place(request), request.name, cached=False)
+        return self._made(self.place(request), request.name)
 
     def make_many(self, requests: Sequence[Request], workers: int, force: bool = False) -> Iterator[Output]:
         """The outputs of independent requests, in order, made by up to `workers` processes.
@@ -241,7 +242,7 @@ class Store:
             return
         for request in missing:  # its history is about to grow, out of this process's sight
             self._histories.pop(request.stage.name, None)
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_be_one_of_several) as pool:
             making = iter([pool.submit(self.make, request, force) for request in missing])
             try:
                 yield from (output or next(making).result() for output in found)
@@ -251,11 +252,11 @@ class Store:
 
     def explain(self, request: Request) -> str:
         """Why the output of a request is not there, in a user's words; "" where it is."""
-        damage = self._damage(self.place(request))
-        if damage is None:
+        found = self._facts(self.place(request))
+        if not isinstance(found, str):
             return ""
-        if damage:
-            return damage
+        if found:
+            return found
         earlier = [
             past for past in self._history(request.stage.name) if past["ingredients"]["subject"] == request.subject
         ]
@@ -269,10 +270,10 @@ class Store:
         """Whether any output of a kind of stage is there."""
         return bool(self._history(stage.name))
 
-    def _damage(self, place: Path) -> str | None:
-        """None: whole. "": not there. Otherwise what is wrong with it."""
+    def _facts(self, place: Path) -> dict[str, Any] | str:
+        """The `stage.json` of an output that is whole; else what is wrong with it, "" where there is none."""
         try:
-            facts = json.loads((place / "stage.json").read_bytes())
+            facts: dict[str, Any] = json.loads((place / "stage.json").read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return "output damaged: stage.json is missing" if place.exists() else ""
         except ValueError:
@@ -286,14 +287,12 @@ class Store:
                 return f"output damaged: {name} has {size:,} bytes instead of {expected['bytes']:,}"
             if self.verify and sha256_of(place / name) != expected["sha256"]:
                 return f"output damaged: {name} has other bytes than were written"
-        return None
+        return facts
 
-    def _load(self, place: Path, name: str, cached: bool = True) -> Output:
-        facts = json.loads((place / "stage.json").read_bytes())
-        files = {path: file["sha256"] for path, file in facts["files"].items() if not file.get("volatile")}
-        if not cached:  # another process may have made it
-            self._histories.pop(place.parent.name, None)
-        return Output(place, name, files, facts["counts"], facts["seconds"], cached)
+    def _made(self, place: Path, name: str) -> Output:
+        """An output that was made just now, by this process or another."""
+        self._histories.pop(place.parent.name, None)
+        return _output(place, name, json.loads((place / "stage.json").read_bytes()), cached=False)
 
     def _commit(self, request: Request, partial: Path, counts: dict[str, int], seconds: float) -> None:
         files: dict[str, dict[str, Any]] = {}
@@ -396,8 +395,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _one_thread() -> None:
-    """A worker among several: its numerical libraries take one core."""
+def _output(place: Path, name: str, facts: Mapping[str, Any], cached: bool) -> Output:
+    files = {path: file["sha256"] for path, file in facts["files"].items() if not file.get("volatile")}
+    return Output(place, name, files, facts["counts"], facts["seconds"], cached)
+
+
+def _be_one_of_several() -> None:
+    """In a worker: its numerical libraries take one core, and the parent shows one progress bar for all."""
+    PROGRESS_BAR["disable"] = True
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[variable] = "1"
 
