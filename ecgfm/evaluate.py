@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,28 +24,13 @@ from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, Spl
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare, operating_point
 from ecgfm.model import Classifier, Encoder
-from ecgfm.predict import saliency, segment_outputs
+from ecgfm.predict import Labelled, read_labelled, record_probabilities, saliency, segment_outputs
 from ecgfm.probe import Probe, linear_probe
 from ecgfm.shards import ShardReader
 from ecgfm.splits import SPLITS
 
 NORMAL_CODES = frozenset({"426783006", "NORM"})
 """Codes of an unremarkable ECG: sinus rhythm in SNOMED CT, and PTB-XL's normal ECG (behind its level's name)."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One split.
-
-    segments: contract `labelled_segments`
-    record_ids, patients: (record,) in the order of their first segments; patients None where unknown
-    truth: (record, label) float64; 1 present, 0 absent, NaN unknown
-    """
-
-    segments: pl.DataFrame
-    record_ids: list[str]
-    patients: list[str | None]
-    truth: np.ndarray
 
 
 class Choice(NamedTuple):
@@ -86,12 +71,8 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         labelled = splits[split]
         logits = segment_outputs(model, labelled.segments, shards, config.batch_size, device).logits
         assert logits is not None
-        probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-        record_ids, predictions[split], n_segments = aggregate(
-            labelled.segments["record_id"].to_list(), probabilities, [label.aggregation for label in space.labels]
-        )
-        assert record_ids == labelled.record_ids
-        head = pl.DataFrame({"record_id": record_ids, "split": split, "n_segments": n_segments})
+        predictions[split], n_segments = record_probabilities(logits, labelled, space)
+        head = pl.DataFrame({"record_id": labelled.record_ids, "split": split, "n_segments": n_segments})
         tables.append(head.hstack(pl.DataFrame(predictions[split], schema=space.names)))
     write_table(pl.concat(tables), "predictions", out / "predictions.parquet")
 
@@ -181,20 +162,6 @@ def summary(report: Report) -> str:
         ]
         lines.append(f"| {MODELS[model]} | {scores.n_records} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", f"In brackets: {report.confidence:.0%} intervals, bootstrapped by patient.", ""])
-
-
-def read_labelled(manifests: Path, split: str, space: LabelSpace) -> Labelled:
-    """The labelled segments of one split, and its records.
-
-    Raises:
-        InputError: there is none.
-    """
-    segments = read_table(manifests / f"labelled_{split}.parquet", "labelled_segments")
-    if segments.is_empty():
-        raise InputError(f"labelled_{split}.parquet is empty: no record of that split has a label")
-    records = segments.unique("record_id", keep="first", maintain_order=True)
-    truth = records.select(pl.col(space.names).cast(pl.Float64).fill_null(math.nan)).to_numpy()
-    return Labelled(segments, records["record_id"].to_list(), records["patient_id"].to_list(), truth)
 
 
 def embed(encoder: Encoder, labelled: Labelled, shards: Shards, batch_size: int, device: torch.device) -> np.ndarray:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,14 +21,13 @@ from tqdm import tqdm
 
 from ecgfm import checkpoints
 from ecgfm.config import PROGRESS_BAR, FinetuneConfig, content_of
-from ecgfm.contracts import read_table
 from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, visits_from
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
-from ecgfm.metrics import aggregate, point_scores
+from ecgfm.metrics import point_scores
 from ecgfm.model import Classifier
-from ecgfm.predict import segment_outputs
+from ecgfm.predict import Labelled, read_labelled, record_probabilities, segment_outputs
 from ecgfm.training import (
     Log,
     Randomness,
@@ -42,18 +40,6 @@ from ecgfm.training import (
     warm_up,
     write_config,
 )
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The segments of one split.
-
-    table: contract `labelled_segments`
-    labels: (segment, label) float32; 1 present, 0 absent, NaN unknown
-    """
-
-    table: pl.DataFrame
-    labels: Tensor
 
 
 def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
@@ -75,8 +61,8 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
     device = pick_device(config.device)
     shards = Shards(inputs["slices"])
     space = read_label_space(inputs["manifests"] / "label_space.yaml")
-    train, valid = (_read_labelled(inputs["manifests"], split, space) for split in ("train", "valid"))
-    places = shards.places(train.table)[:, None]
+    train, valid = (read_labelled(inputs["manifests"], split, space) for split in ("train", "valid"))
+    places = shards.places(train.segments)[:, None]
     weights = positive_weight(train.labels, space) if config.pos_weight else torch.ones(len(space.labels))
     positive_weights = weights.to(device)
     pretrained = _read_pretrained(inputs["pretrain"], shards)
@@ -166,7 +152,7 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
             torch.autograd.backward(total)
             loss = float(total.detach()) / known
             if not math.isfinite(loss):
-                record_ids = [train.table["record_id"][int(i)] for i in batch.numbers]
+                record_ids = [train.segments["record_id"][int(i)] for i in batch.numbers]
                 raise diverged("finetune", step + 1, loss, record_ids)
             gradient_norm = divide_gradients(model, known)
             optimizer.step()
@@ -252,15 +238,11 @@ def validate(
     device: torch.device,
 ) -> dict[str, float | None]:
     """The loss by segment; macro AUPRC and AUROC by record, over the labels with both classes (None: there is none)."""
-    logits = segment_outputs(model, valid.table, shards, batch_size, device).logits
+    logits = segment_outputs(model, valid.segments, shards, batch_size, device).logits
     assert logits is not None
     loss, known = masked_bce(torch.from_numpy(logits), valid.labels, positive_weights.cpu())
-    probabilities = torch.from_numpy(logits).double().sigmoid().numpy()
-    record_ids = valid.table["record_id"].to_list()
-    records, predicted, _ = aggregate(record_ids, probabilities, [label.aggregation for label in space.labels])
-    first_segment = {record_id: row for row, record_id in reversed(list(enumerate(record_ids)))}
-    truth = valid.labels[[first_segment[record_id] for record_id in records]].double().numpy()
-    scores = point_scores(truth, predicted)
+    predicted, _ = record_probabilities(logits, valid, space)
+    scores = point_scores(valid.truth, predicted)
     return {
         "loss": float(loss) / known,
         "macro_auprc": _mean_of_scored(scores.auprc),
@@ -282,14 +264,6 @@ def _mean_of_scored(of_label: np.ndarray) -> float | None:
 
 def _shown(score: float | None) -> str:
     return "unknown" if score is None else f"{score:.3f}"
-
-
-def _read_labelled(manifests: Path, split: str, space: LabelSpace) -> Labelled:
-    table = read_table(manifests / f"labelled_{split}.parquet", "labelled_segments")
-    if table.is_empty():
-        raise InputError(f"labelled_{split}.parquet is empty: no record of that split has a label")
-    labels = table.select(pl.col(space.names).cast(pl.Float32).fill_null(math.nan)).to_numpy()
-    return Labelled(table, torch.tensor(labels))
 
 
 def _read_pretrained(directory: Path, shards: Shards) -> checkpoints.Checkpoint:

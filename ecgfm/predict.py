@@ -1,10 +1,12 @@
-"""What a model says about segments: logits, embeddings, and where it looked."""
+"""What a model says about segments and records: logits, embeddings, probabilities, and where it looked."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,8 +14,47 @@ import torch
 from torch import Tensor
 
 from ecgfm import model as network
+from ecgfm.contracts import read_table
 from ecgfm.data import Shards, in_order, load, standardise
+from ecgfm.ecg import InputError
+from ecgfm.label_space import LabelSpace
+from ecgfm.metrics import aggregate
 from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One split.
+
+    segments: contract `labelled_segments`
+    labels: (segment, label) float32; 1 present, 0 absent, NaN unknown
+    record_ids, patients: (record,) in the order of their first segments; patients None where unknown
+    truth: (record, label) float64, as `labels`
+    """
+
+    segments: pl.DataFrame
+    labels: Tensor
+    record_ids: list[str]
+    patients: list[str | None]
+    truth: np.ndarray
+
+
+def read_labelled(manifests: Path, split: str, space: LabelSpace) -> Labelled:
+    """The labelled segments of one split, and its records.
+
+    Raises:
+        InputError: there is none.
+    """
+    segments = read_table(manifests / f"labelled_{split}.parquet", "labelled_segments")
+    if segments.is_empty():
+        raise InputError(f"labelled_{split}.parquet is empty: no record of that split has a label")
+    records = segments.unique("record_id", keep="first", maintain_order=True)
+    labels, truth = (
+        table.select(pl.col(space.names).cast(number).fill_null(math.nan)).to_numpy()
+        for table, number in ((segments, pl.Float32), (records, pl.Float64))
+    )
+    record_ids, patients = records["record_id"].to_list(), records["patient_id"].to_list()
+    return Labelled(segments, torch.tensor(labels), record_ids, patients, truth)
 
 
 @dataclass(frozen=True)
@@ -50,6 +91,16 @@ def segment_outputs(
                 frames = Encoder.forward(model, signal).frames  # of a PretrainModel too, whose own forward masks
                 embeddings.append(pool_nonzero_mean(frames).float().cpu())
     return SegmentOutputs(torch.cat(logits).numpy() if logits else None, torch.cat(embeddings).numpy())
+
+
+def record_probabilities(logits: np.ndarray, labelled: Labelled, space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
+    """(segment, label) logits as (record, label) probabilities, aggregated label by label; and segments per record."""
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    record_ids, of_record, n_segments = aggregate(
+        labelled.segments["record_id"].to_list(), probabilities, [label.aggregation for label in space.labels]
+    )
+    assert record_ids == labelled.record_ids
+    return of_record, n_segments
 
 
 def saliency(model: Encoder | Classifier, signal: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ from ecgfm.config import EvaluateConfig, Pipeline, from_dict
 from ecgfm.contracts import read_table
 from ecgfm.data import Shards
 from ecgfm.ecg import InputError
-from ecgfm.evaluate import Choice, choose_records, evaluate, read_cohort, read_labelled
+from ecgfm.evaluate import Choice, choose_records, evaluate, read_cohort
 from ecgfm.label_space import read_label_space
 from ecgfm.model import pool_nonzero_mean
 from ecgfm.pipeline import Walker, walk
+from ecgfm.predict import read_labelled
 from ecgfm.shards import ShardReader
 from ecgfm.splits import SPLITS
 from ecgfm.stages import Output, Store
