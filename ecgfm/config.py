@@ -12,7 +12,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ecgfm.ecg import InputError
+from ecgfm.ecg import LEADS, InputError
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Lead = Literal["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 
 # Every class may name its operational fields: values that change how a stage runs but not what it writes.
 # They stay out of the stage's key.
@@ -47,13 +48,35 @@ class ListConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class PrepareConfig:
-    """Raw recordings to shards."""
+    """Raw recordings to shards. The defaults are the published recipe: linear resampling, no filter.
+
+    leads: which of the twelve standard leads, in this order
+    resample: `linear`, first and last samples aligned; `polyphase`: anti-aliased
+    filter: `none`; `bandpass` at `bandpass_hz`; `notch` at `notch_hz` (the mains); both without delay
+    gaps: what becomes of invalid samples: `keep` them as such, `reject` the record, or `bridge` runs of at most
+        `bridge_ms` between valid samples by a straight line. A lead that the recording lacks is no gap
+    constant_leads: a lead that does not vary becomes 0 when standardised (`zero`), or the record is turned away
+    """
 
     sampling_rate_hz: Positive = 500.0
     segment_seconds: Positive = 5.0
+    leads: Annotated[tuple[Lead, ...], Field(min_length=1)] = LEADS
+    resample: Literal["linear", "polyphase"] = "linear"
+    filter: Literal["none", "bandpass", "notch"] = "none"
+    bandpass_hz: tuple[Positive, Positive] = (0.5, 100.0)
+    notch_hz: Literal[50, 60] = 50
+    gaps: Literal["keep", "reject", "bridge"] = "keep"
+    bridge_ms: Positive = 20.0
+    constant_leads: Literal["zero", "reject"] = "zero"
     max_rejected_share: Share = 0.2  # a source with a larger share of rejected records stops the run
     workers: Count = 0  # processes; 0: one per core
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"max_rejected_share", "workers"})
+
+    def __post_init__(self) -> None:
+        if len(set(self.leads)) < len(self.leads):
+            raise ValueError("leads must name each lead once")
+        if self.bandpass_hz[0] >= self.bandpass_hz[1]:
+            raise ValueError("bandpass_hz must be a lower and a higher frequency")
 
 
 @dataclass(frozen=True, config=STRICT)

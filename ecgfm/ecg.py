@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,12 +21,20 @@ RejectReason = Literal[
     "unreadable_header",  # the header does not parse
     "unreadable_signal",  # the signal does not decode
     "truncated",  # fewer samples than the header promises
+    "too_large",  # more samples than any resting ECG has: MAX_SAMPLES
+    "unknown_format",  # a file of none of the formats that are read
     "unknown_units",  # neither V, mV, uV nor nV
     "no_standard_lead",  # none of the twelve leads by name
     "duplicate_lead",  # one lead name twice
     "no_valid_sample",  # nothing but invalid samples
+    "invalid_sample",  # an invalid sample, where prepare.gaps turns these away
+    "constant_lead",  # a lead that does not vary, where prepare.constant_leads turns these away
 ]
 REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
+
+MAX_SAMPLES = 20_000_000
+"""Samples of all leads together that a reader decodes: 12 leads at 500 Hz for 55 minutes, 160 MB in float64. A
+damaged count must not take the machine's memory."""
 
 
 class InputError(ValueError):
@@ -71,18 +81,49 @@ class Digital:
 class EcgRecord:
     """One ECG recording as its source gives it, leads in the file's own order and spelling.
 
-    signal_mv: (lead, time) float64, millivolt; NaN where invalid
-    digital: the same signal as stored in the file, where the file is digital (int16) and so can be kept
-        without loss; None otherwise
+    signal: `Digital` where the file is digital (int16) and so can be kept without loss; else (lead, time) float64,
+        millivolt, NaN where invalid
     """
 
     record_id: str
     leads: tuple[str, ...]
     sampling_rate_hz: float
-    signal_mv: np.ndarray
-    digital: Digital | None = None
+    signal: Digital | np.ndarray
+
+    @cached_property
+    def signal_mv(self) -> np.ndarray:
+        """(lead, time) float64, millivolt; NaN where invalid. Worked out when it is first asked for."""
+        return self.signal.to_mv() if isinstance(self.signal, Digital) else self.signal
+
+    @property
+    def digital(self) -> Digital | None:
+        """The signal as stored in the file, where the file is digital."""
+        return self.signal if isinstance(self.signal, Digital) else None
 
     @property
     def n_samples(self) -> int:
         """Samples per lead."""
-        return int(self.signal_mv.shape[1])
+        stored = self.signal.digital if isinstance(self.signal, Digital) else self.signal
+        return int(stored.shape[1])
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a recording's file says beside its signal; None or empty what it does not say.
+
+    units: of the stored samples, as spelled in the file
+    derived_leads: leads that the file does not store and the reader worked out from others
+    patient_id: as the file has it, without a source before it
+    statements: the interpretation, a line each
+    comments: other remarks worth showing, such as the device or filters
+    """
+
+    format: str
+    units: str = ""
+    derived_leads: tuple[str, ...] = ()
+    patient_id: str | None = None
+    age_years: float | None = None
+    sex: Literal["female", "male"] | None = None
+    recorded_at: datetime | None = None
+    statements: tuple[str, ...] = ()
+    comments: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from ecgfm.signals import cut_segments, lead_statistics, present_leads, resample
 
 
 def record_of(leads: tuple[str, ...], signal_mv: np.ndarray, digital: Digital | None = None) -> EcgRecord:
-    return EcgRecord("test/1", leads, 500.0, signal_mv, digital)
+    return EcgRecord("test/1", leads, 500.0, signal_mv if digital is None else digital)
 
 
 # ---- leads

@@ -217,7 +217,7 @@ def read_wfdb(raw_dir: Path, header_path: str, record_id: str) -> EcgRecord:
         np.array([signal.baseline for signal in header.signals], dtype=np.float64),
     )
     leads = tuple(signal.description or f"signal {index}" for index, signal in enumerate(header.signals))
-    return EcgRecord(record_id, leads, header.sampling_rate_hz, digital.to_mv(), digital)
+    return EcgRecord(record_id, leads, header.sampling_rate_hz, digital)
 
 
 def _signal(line: str) -> Signal:
