@@ -12,7 +12,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ecgfm.ecg import LEADS, InputError
+from ecgfm.ecg import LEADS, InputError, Lead
 
 T = TypeVar("T")
 
@@ -25,7 +25,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
-Lead = Literal["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 
 # Every class may name its operational fields: values that change how a stage runs but not what it writes.
 # They stay out of the stage's key.

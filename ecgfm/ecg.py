@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+Lead = Literal["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
+LEADS: tuple[Lead, ...] = get_args(Lead)
 """The twelve standard leads, in the order every array of this project has them."""
 
 INVALID = -32768

@@ -55,7 +55,7 @@ def to_standard_leads(record: EcgRecord) -> EcgRecord:
         gain[to] = record.digital.adc_gain_per_mv[row_of]
         baseline[to] = record.digital.baseline[row_of]
         digital = Digital(stored, gain, baseline)
-    return EcgRecord(record.record_id, LEADS, record.sampling_rate_hz, signal_mv, digital)
+    return EcgRecord(record.record_id, LEADS, record.sampling_rate_hz, signal_mv if digital is None else digital)
 
 
 def present_leads(record: EcgRecord) -> list[str]:
