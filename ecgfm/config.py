@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ecgfm.ecg import LEADS, InputError, Lead
@@ -242,8 +243,42 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RunnerConfig:
+    """Where the slices of prepare are made. `runner: dask` is short for `runner: {kind: dask}`.
+
+    kind: `local`: processes on this machine; `dask`, `ray`: the workers of such an engine, which see the data
+        directory and the raw folders at the same places. All other stages run on this machine
+    address: of an engine that runs already, such as tcp://HOST:8786 (Dask) or ray://HOST:10001 (Ray); None: one is
+        started on this machine for the run
+    workers: processes of an engine that is started for the run; 0: one per core
+    patience_s: how long to wait for the engine to answer and for its first worker, also when all have gone
+    """
+
+    kind: Literal["local", "dask", "ray"] = "local"
+    address: str | None = None
+    workers: Count = 0
+    patience_s: Positive = 60.0
+
+    def __post_init__(self) -> None:
+        if self.kind == "local" and (self.address or self.workers):
+            raise ValueError("address and workers need kind dask or ray; the local runner has prepare.workers")
+        if self.address and self.workers:
+            raise ValueError("workers are started where no address is given; an engine at an address has its own")
+        schemes, example = {
+            "ray": ("(ray://)?", "ray://HOST:10001"),
+            "dask": ("((tcp|tls|ws|wss)://)?", "tcp://HOST:8786"),
+        }.get(self.kind, ("", ""))
+        if self.address and not re.fullmatch(rf"{schemes}[^/\s]+:\d+", self.address):
+            raise ValueError(f"the address of {self.kind} must be like {example}, found {self.address!r}")
+
+
+def _runner(given: Any) -> Any:
+    return {"kind": given} if isinstance(given, str) else given
+
+
+@dataclass(frozen=True, config=STRICT)
 class Pipeline:
-    """One named pipeline of pipelines.yaml."""
+    """One named pipeline of pipelines.yaml. `runner` is in no stage's key: the bytes are the same everywhere."""
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
     description: str = ""
@@ -255,6 +290,7 @@ class Pipeline:
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    runner: Annotated[RunnerConfig, BeforeValidator(_runner)] = RunnerConfig()
 
     def __post_init__(self) -> None:
         if len(set(self.sources)) < len(self.sources):
