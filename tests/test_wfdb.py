@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm.ecg import INVALID, LEADS, EcgRecord, Rejected
-from ecgfm.formats.wfdb import parse_header, read_header, read_wfdb
+from ecgfm.ecg import INVALID, LEADS, MAX_SAMPLES, EcgRecord, Rejected
+from ecgfm.formats.wfdb import read_wfdb
+from ecgfm.formats.wfdb_header import parse_header, read_header
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wfdb", "ignore::DeprecationWarning:pandas")
 
@@ -66,10 +66,10 @@ def test_every_field_of_a_header_is_read() -> None:
     assert header.comments == ("before", "Age: 74", "Sex: Male")
     assert header.segments == ()
     first, second = header.signals
-    assert dataclasses.astuple(first) == (
+    assert tuple(first) == (
         *("a.dat", "212", 4, 3, 24, 64.02, -4, "mmHg", 12, 1024, 4004, -26056, 512, "ABP, left arm"),
     )
-    assert dataclasses.astuple(second) == ("b.dat", "16", 1, 0, 0, 10520.0, 0, "mV", 0, 0, None, None, 0, "")
+    assert tuple(second) == ("b.dat", "16", 1, 0, 0, 10520.0, 0, "mV", 0, 0, None, None, 0, "")
 
 
 def test_what_a_header_leaves_out_has_the_defaults_of_the_standard() -> None:
@@ -190,7 +190,25 @@ def test_format_16_is_read_as_wfdb_reads_it(tmp_path_factory: pytest.TempPathFac
     assert np.array_equal(record.digital.to_mv(), record.signal_mv, equal_nan=True)
 
 
-@pytest.mark.parametrize("storage_format", ["8", "24", "32", "61", "80", "160", "212", "310", "311"])
+@pytest.mark.parametrize("n_samples", [800, 799, 1])
+@pytest.mark.parametrize("n_signals", [1, 2, 3])
+@pytest.mark.parametrize("offset", [0, 24])
+def test_format_212_is_read_as_wfdb_reads_it(tmp_path: Path, n_samples: int, n_signals: int, offset: int) -> None:
+    count = n_samples * n_signals
+    stored = np.random.default_rng(count).bytes(offset + 3 * (count // 2) + 2 * (count % 2))
+    stored = stored[:offset] + b"\x00\x08" + stored[offset + 2 :]  # -2048: invalid
+    names = ["I", "II", "V1"][:n_signals]
+    lines = [f"R {n_signals} 360 {n_samples}"]
+    lines += [f"R.dat 212{f'+{offset}' if offset else ''} 200(3)/mV 12 0 0 0 0 {name}" for name in names]
+    header_path = write_record(tmp_path, "R", lines, R_dat=stored)
+    record = read_wfdb(tmp_path, header_path, "source/R")
+    assert record.digital is not None
+    assert np.isnan(record.signal_mv[0, 0])
+    if n_samples > 1:
+        assert_same_signal(record, judged_mv(tmp_path / header_path))
+
+
+@pytest.mark.parametrize("storage_format", ["8", "24", "32", "61", "80", "160", "310", "311"])
 def test_other_formats_are_read_as_wfdb_reads_them(tmp_path: Path, storage_format: str) -> None:
     stored = np.frombuffer(np.random.default_rng(1).bytes(2400), dtype=np.uint8)
     lines = ["R 2 360 200", *(f"R.dat {storage_format} 200(3)/mV 10 0 5 0 0 {lead}" for lead in ("I", "II"))]
@@ -318,7 +336,28 @@ def test_an_empty_file_is_truncated(tmp_path: Path, n_samples: str) -> None:
 
 def test_a_length_that_no_file_has_costs_no_memory(tmp_path: Path) -> None:
     write_record(tmp_path, "R", ["R 2 500 999999999999999", *GOOD[1:]], R_dat=TEN)
+    assert rejection(tmp_path).reason == "too_large"
+    write_record(tmp_path, "R", ["R 2 500 9999999", *GOOD[1:]], R_dat=TEN)
     assert rejection(tmp_path).reason == "truncated"
+
+
+def test_a_file_that_is_longer_than_any_ecg_is_not_read(tmp_path: Path) -> None:
+    write_record(tmp_path, "R", ["R 2 500", *GOOD[1:]], R_dat=TEN)
+    with (tmp_path / "R.dat").open("ab") as file:
+        file.truncate(10 * MAX_SAMPLES)  # sparse: it takes no room
+    assert rejection(tmp_path).reason == "too_large"
+
+
+def test_signals_beside_the_leads_that_are_no_voltages_are_left_out(tmp_path: Path) -> None:
+    lines = [
+        "R 3 500 5",
+        "R.dat 16 10/mmHg 16 0 0 0 0 ABP",
+        *(f"R.dat 16 200/mV 16 0 0 0 0 {lead}" for lead in ("I", "V1")),
+    ]
+    write_record(tmp_path, "R", lines, R_dat=np.arange(15))
+    record = read_wfdb(tmp_path, "R.hea", "source/R")
+    assert record.leads == ("I", "V1")
+    assert record.signal_mv[:, 0].tolist() == [1 / 200, 2 / 200]
 
 
 def test_samples_beyond_the_promised_length_are_left_out(tmp_path: Path) -> None:
@@ -342,8 +381,8 @@ def test_a_header_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> No
     (tmp_path / "secret.dat").write_bytes(bytes(100))
     write_record(raw_dir, "R", [GOOD[0], *(line.replace("R.dat", name) for line in GOOD[1:])])
     assert rejection(raw_dir).reason == "unreadable_header"
-    write_record(raw_dir, "R", ["R/1 2 500 10", f"{name} 10"])
-    assert rejection(raw_dir).reason == "unreadable_header"
+    write_record(raw_dir, "R", ["R/1 2 500 10", f"{name} 10"])  # which means the header `<name>.hea`
+    assert rejection(raw_dir).reason == ("missing_header" if name == ".." else "unreadable_header")
 
 
 def test_a_path_or_link_cannot_lead_out_of_the_raw_folder(tmp_path: Path) -> None:
@@ -403,17 +442,19 @@ def test_real_records_are_read_as_wfdb_reads_them(shared: Path, tmp_path: Path) 
         except Rejected as rejected:
             counts[rejected.reason] += 1
             continue
-        counts["format 16" if record.digital is not None else "other formats"] += 1
+        counts["formats 16 and 212" if record.digital is not None else "other formats"] += 1
         names_mat = path.read_text(encoding="latin-1").split()[0].endswith(".mat")
-        assert_same_signal(record, judged_mv(rewritten_for_wfdb(path, tmp_path) if names_mat else path))
+        expected_mv = judged_mv(rewritten_for_wfdb(path, tmp_path) if names_mat else path)
+        voltages = ~np.isnan(expected_mv).all(axis=1) if len(expected_mv) > len(record.leads) else slice(None)
+        assert_same_signal(record, expected_mv[voltages])
         assert set(record.leads) >= set(LEADS) or path.parent.name != "g1"
     assert counts == {
-        "format 16": 398,
-        "other formats": 15,
-        "missing_header": 2,
-        "missing_signal": 32,
-        "unknown_units": 17,
-        "unreadable_signal": 2,
+        "formats 16 and 212": 408,
+        "missing_signal": 35,
+        "other formats": 13,
+        "too_large": 2,
+        "unknown_units": 1,
+        "unreadable_signal": 7,
     }
 
 

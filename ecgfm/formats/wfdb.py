@@ -1,29 +1,27 @@
 """WFDB records: a text header (.hea) beside files of samples (.dat, .mat).
 
 The format is that of the WFDB Applications Guide, header(5) and signal(5). Nearly every 12-lead archive stores
-format 16 (interleaved little-endian int16), which is read here directly and kept as stored. The other formats,
-multi-segment records, skewed signals and several samples a frame are decoded by the `wfdb` package, which is
-imported only then: it costs over a second and about 1 ms a record.
+format 16 (interleaved little-endian int16) or 212 (two 12-bit samples in three bytes), which are read here directly
+and kept as stored. The other formats, multi-segment records, skewed signals and several samples a frame are decoded
+by the `wfdb` package, which is imported only then: it costs over a second and about 5 ms a record.
 """
 
 from __future__ import annotations
 
-import codecs
 import math
 import os
-import re
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from ecgfm.ecg import Digital, EcgRecord, Rejected
+from ecgfm.ecg import INVALID, LEADS, MAX_SAMPLES, Digital, EcgRecord, FileFacts, Rejected
+from ecgfm.formats.raw_files import beside
+from ecgfm.formats.wfdb_header import Header, is_header, read_header
 
-DEFAULT_SAMPLING_RATE_HZ = 250.0
-DEFAULT_ADC_GAIN = 200.0
+NAME = "WFDB"
 
 _UNITS_PER_MV = {"v": 1e-3, "mv": 1.0, "uv": 1e3, "\u03bcv": 1e3, "nv": 1e6}
 """By units without regard to case; the micro sign (U+00B5) folds to the Greek letter (U+03BC)."""
@@ -42,221 +40,82 @@ _BYTES_PER_SAMPLE = {
 }
 """By storage format; the FLAC formats (508, 516, 524) have no fixed size."""
 
-# Whole numbers of at most 15 digits: more is damage, and Python refuses to convert thousands of them.
-_COUNT = r"\d{1,15}"
-_INTEGER = r"[-+]?\d{1,15}"
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_RECORD_LINE = re.compile(
-    rf"(?P<name>[^\s/]+)(?:/(?P<segments>{_COUNT}))?"
-    rf"\s+(?P<signals>{_COUNT})"
-    rf"(?:\s+(?P<rate>{_NUMBER})(?:/(?P<counter_rate>{_NUMBER}))?(?:\((?P<base_counter>{_NUMBER})\))?"
-    rf"(?:\s+(?P<samples>{_COUNT})"
-    rf"(?:\s+(?P<start>.*))?)?)?",
-    re.ASCII,
-)
-_SIGNAL_LINE = re.compile(
-    rf"(?P<file>\S+)"
-    rf"\s+(?P<format>{_COUNT})(?:x(?P<per_frame>{_COUNT}))?(?::(?P<skew>{_COUNT}))?(?:\+(?P<offset>{_COUNT}))?"
-    rf"(?:\s+(?P<gain>{_NUMBER})(?:\((?P<baseline>{_INTEGER})\))?(?:/(?P<units>\S+))?"
-    rf"(?:\s+(?P<resolution>{_COUNT})"
-    rf"(?:\s+(?P<zero>{_INTEGER})"
-    rf"(?:\s+(?P<initial>{_INTEGER})"
-    rf"(?:\s+(?P<checksum>{_INTEGER})"
-    rf"(?:\s+(?P<block>{_COUNT}))?)?)?)?)?"
-    rf"(?:\s+(?P<description>.*))?)?",
-    re.ASCII,
-)
-_SEGMENT_LINE = re.compile(rf"(?P<name>\S+)\s+(?P<samples>{_COUNT})", re.ASCII)
+_READ_HERE = frozenset({"16", "212"})
+_INVALID_212 = -2048
+_STANDARD_LEADS = frozenset(lead.lower() for lead in LEADS)
+
+_FLAC = frozenset({"508", "516", "524"})
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """One signal line of a header, defaults filled in: physical value = (digital - baseline) / adc_gain.
-
-    adc_gain: ADC units per physical unit
-    units: as spelled in the header; mV where the header names none
-    initial_value, checksum: None where the header has none
-    description: for an ECG the name of the lead; empty where the header has none
-    """
-
-    file_name: str
-    storage_format: str
-    samples_per_frame: int
-    skew: int
-    byte_offset: int
-    adc_gain: float
-    baseline: int
-    units: str
-    adc_resolution: int
-    adc_zero: int
-    initial_value: int | None
-    checksum: int | None
-    block_size: int
-    description: str
+def matches(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a WFDB header."""
+    return is_header(head)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A WFDB header.
-
-    sampling_rate_hz: frames per second (samples per second unless a signal has several samples a frame)
-    n_samples: frames; None where the header does not say
-    start: base time and date as written. Not interpreted: the Challenge archives carry the date of their
-        conversion here, in an order the standard does not know
-    signals: empty in the header of a multi-segment record
-    segments: (name, n_samples) of a multi-segment record, else empty
-    comments: without the leading `#` and blanks
-    """
-
-    record_name: str
-    n_signals: int
-    sampling_rate_hz: float
-    counter_rate_hz: float
-    base_counter: float
-    n_samples: int | None
-    start: str
-    signals: tuple[Signal, ...]
-    segments: tuple[tuple[str, int], ...]
-    comments: tuple[str, ...]
-
-
-def parse_header(text: str) -> Header:
-    """The header in `text`.
-
-    More tolerant than the standard where published archives need it: any record name without blanks
-    (`E00666.mat`), any base time, signal lines that leave out numbers before the description.
+def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
+    """The record whose header is the file at `path`, and what the header says beside the signal.
 
     Raises:
-        Rejected: `unreadable_header`, with the line that does not parse.
+        Rejected: as `read_wfdb`.
     """
-    lines: list[str] = []
-    comments: list[str] = []
-    for line in map(str.strip, text.splitlines()):
-        if line.startswith("#"):
-            comments.append(line[1:].strip())
-        elif line:
-            lines.append(line)
-    if not lines:
-        raise Rejected("unreadable_header", "expected a record line, found nothing but comments and blanks")
-    record = _RECORD_LINE.fullmatch(lines[0])
-    if record is None:
-        raise Rejected("unreadable_header", f"expected a record line, found {_shown(lines[0])}")
-    rate_hz = float(record["rate"]) if record["rate"] else DEFAULT_SAMPLING_RATE_HZ
-    if not 0 < rate_hz < math.inf:
-        raise Rejected("unreadable_header", f"expected a positive sampling rate, found {_shown(lines[0])}")
-    multi_segment = record["segments"] is not None
-    n_signals = int(record["signals"])
-    expected, what = (int(record["segments"]), "segment") if multi_segment else (n_signals, "signal")
-    if len(lines) - 1 != expected:
-        raise Rejected("unreadable_header", f"expected {expected} {what} lines, found {len(lines) - 1}")
-    return Header(
-        record_name=record["name"],
-        n_signals=n_signals,
-        sampling_rate_hz=rate_hz,
-        counter_rate_hz=float(record["counter_rate"]) if record["counter_rate"] else rate_hz,
-        base_counter=float(record["base_counter"] or 0),
-        n_samples=int(record["samples"] or 0) or None,
-        start=record["start"] or "",
-        signals=() if multi_segment else tuple(map(_signal, lines[1:])),
-        segments=tuple(map(_segment, lines[1:])) if multi_segment else (),
-        comments=tuple(comments),
-    )
-
-
-def read_header(raw_dir: Path, header_path: str) -> Header:
-    """The header at `header_path`, a path below `raw_dir`.
-
-    Raises:
-        Rejected: `missing_header` or `unreadable_header`.
-    """
-    path = _inside(raw_dir, raw_dir / header_path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise Rejected("missing_header", f"{header_path}: no such file") from error
-    except OSError as error:
-        raise Rejected("unreadable_header", f"{header_path}: {error.strerror}") from error
-    return parse_header(decode(content))
-
-
-def decode(content: bytes) -> str:
-    """The text of a header: UTF-8, or Latin-1 as in older archives."""
-    try:
-        return content.removeprefix(codecs.BOM_UTF8).decode()
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
+    header = read_header(path.parent, path.name)
+    units = dict.fromkeys(signal.units for signal in header.signals)
+    facts = FileFacts(NAME, units=", ".join(units), comments=header.comments)
+    return read_wfdb(path.parent, path.name, record_id), facts
 
 
 def read_wfdb(raw_dir: Path, header_path: str, record_id: str) -> EcgRecord:
     """The record whose header is at `header_path`, a path below `raw_dir`.
 
-    A record stored in format 16 alone keeps its stored values in `digital`. Names a header holds cannot lead
-    out of the record's folder, nor links out of `raw_dir`.
+    A record stored in formats 16 and 212 alone keeps its stored values in `digital`. Signals that are no voltages,
+    such as a respiration beside the leads, are left out. Names a header holds cannot lead out of the record's folder,
+    nor links out of `raw_dir`.
 
     Raises:
-        Rejected: `missing_header`, `unreadable_header`, `missing_signal`, `truncated`, `unknown_units` or
-            `unreadable_signal`.
+        Rejected: `missing_header`, `unreadable_header`, `missing_signal`, `truncated`, `too_large`, `unknown_units`
+            or `unreadable_signal`.
     """
     header = read_header(raw_dir, header_path)
     if header.n_signals == 0:
         raise Rejected("unreadable_signal", "expected at least one signal, found a header without any")
-    folder = (raw_dir / header_path).parent
+    _check_size(header)
     if header.segments:
         for name in dict.fromkeys(name for name, _ in header.segments if name != "~"):
-            _check_name(name)
-            segment_path = (folder / f"{name}.hea").relative_to(raw_dir).as_posix()
-            _check_files(raw_dir, folder, read_header(raw_dir, segment_path))
+            segment_path = beside(raw_dir, header_path, f"{name}.hea")
+            segment = read_header(raw_dir, os.path.relpath(segment_path, raw_dir))
+            _check_size(segment)
+            for file, members in _signal_files(segment):
+                _open(raw_dir, header_path, file, segment, members)
         return _decode_with_wfdb(raw_dir / header_path, record_id)
-    units_per_mv = np.array([_units_per_mv(signal.description, signal.units) for signal in header.signals])
-    n_samples = _check_files(raw_dir, folder, header)
-    if any(s.storage_format != "16" or s.samples_per_frame != 1 or s.skew for s in header.signals):
+    kept, units_per_mv = _voltages([signal.description for signal in header.signals], [s.units for s in header.signals])
+    here = all(s.storage_format in _READ_HERE and s.samples_per_frame == 1 and not s.skew for s in header.signals)
+    n_samples = 0
+    digital: np.ndarray | None = None
+    for file, members in _signal_files(header):
+        found, stored = _open(raw_dir, header_path, file, header, members, read=here)
+        if n_samples and found and found != n_samples:
+            raise Rejected("unreadable_signal", f"expected signal files of one length, found {n_samples} and {found}")
+        n_samples = found or n_samples
+        if stored is None:
+            continue
+        if len(members) == header.n_signals:
+            digital = np.ascontiguousarray(stored.T)
+        else:
+            digital = np.empty((header.n_signals, found), np.int16) if digital is None else digital
+            digital[members] = stored.T
+    if digital is None:
         return _decode_with_wfdb(raw_dir / header_path, record_id)
-    digital = Digital(
-        _read_format_16(folder, header, n_samples),
-        np.array([signal.adc_gain for signal in header.signals]) * units_per_mv,
-        np.array([signal.baseline for signal in header.signals], dtype=np.float64),
+    signals = [header.signals[index] for index in kept]
+    return EcgRecord(
+        record_id,
+        tuple(signal.description or f"signal {index}" for index, signal in zip(kept, signals, strict=True)),
+        header.sampling_rate_hz,
+        Digital(
+            digital if len(kept) == header.n_signals else digital[kept],
+            np.array([signal.adc_gain for signal in signals]) * units_per_mv,
+            np.array([signal.baseline for signal in signals], dtype=np.float64),
+        ),
     )
-    leads = tuple(signal.description or f"signal {index}" for index, signal in enumerate(header.signals))
-    return EcgRecord(record_id, leads, header.sampling_rate_hz, digital)
-
-
-def _signal(line: str) -> Signal:
-    match = _SIGNAL_LINE.fullmatch(line)
-    if match is None:
-        raise Rejected("unreadable_header", f"expected a signal line, found {_shown(line)}")
-    file, storage, per_frame, skew, offset, gain, baseline, units, *numbers, description = match.groups()
-    resolution, zero, initial, checksum, block = numbers
-    adc_gain = float(gain or 0) or DEFAULT_ADC_GAIN
-    if not math.isfinite(adc_gain):
-        raise Rejected("unreadable_header", f"expected a finite gain, found {_shown(line)}")
-    adc_zero = int(zero or 0)
-    return Signal(
-        file_name=file,
-        storage_format=storage,
-        samples_per_frame=int(per_frame or 0) or 1,
-        skew=int(skew or 0),
-        byte_offset=int(offset or 0),
-        adc_gain=adc_gain,
-        baseline=adc_zero if baseline is None else int(baseline),
-        units=units or "mV",
-        adc_resolution=int(resolution or 0),
-        adc_zero=adc_zero,
-        initial_value=None if initial is None else int(initial),
-        checksum=None if checksum is None else int(checksum),
-        block_size=int(block or 0),
-        description=description or "",
-    )
-
-
-def _segment(line: str) -> tuple[str, int]:
-    match = _SEGMENT_LINE.fullmatch(line)
-    if match is None:
-        raise Rejected("unreadable_header", f"expected a segment line, found {_shown(line)}")
-    return match["name"], int(match["samples"])
-
-
-def _shown(line: str) -> str:
-    return repr(line if len(line) <= 80 else line[:77] + "...")
 
 
 def _units_per_mv(name: str, units: str) -> float:
@@ -266,76 +125,126 @@ def _units_per_mv(name: str, units: str) -> float:
         raise Rejected("unknown_units", f"{name or 'a signal'}: expected V, mV, uV or nV, found {units!r}") from None
 
 
-def _check_name(name: str) -> None:
-    if "/" in name or "\\" in name or name == "..":
-        raise Rejected("unreadable_header", f"expected a file in the record's folder, found the name {_shown(name)}")
+def _voltages(names: Sequence[str], units: Sequence[str]) -> tuple[list[int], np.ndarray]:
+    """The signals that are voltages, by number, and their units per millivolt.
+
+    Raises:
+        Rejected: a standard lead in other units, or no voltage at all.
+    """
+    kept = [
+        i
+        for i, (name, unit) in enumerate(zip(names, units, strict=True))
+        if unit.casefold() in _UNITS_PER_MV or name.lower() in _STANDARD_LEADS
+    ]
+    if not kept:
+        _units_per_mv(names[0], units[0])
+    return kept, np.array([_units_per_mv(names[i], units[i]) for i in kept])
 
 
-def _inside(raw_dir: Path, path: Path) -> Path:
-    """`path`, if it still lies below `raw_dir` once its links are followed."""
-    root = os.path.join(os.path.realpath(raw_dir), "")
-    if "\0" in str(path) or not os.path.realpath(path).startswith(root):
-        raise Rejected(
-            "unreadable_header", f"expected a file in the raw folder, found that {path.name!r} leads out of it"
-        )
-    return path
+def _check_size(header: Header) -> None:
+    """Refuse a header that promises more samples than any resting ECG has, before anything is read."""
+    per_frame = sum(signal.samples_per_frame for signal in header.signals) or header.n_signals
+    n_samples = max(header.n_samples or 0, sum(n for _, n in header.segments))
+    if per_frame * max(n_samples, 1) > MAX_SAMPLES:
+        raise Rejected("too_large", f"expected at most {MAX_SAMPLES:,} samples, found {per_frame} x {n_samples:,}")
 
 
-def _signal_files(header: Header) -> Iterator[tuple[str, list[int]]]:
+def _signal_files(header: Header) -> list[tuple[str, list[int]]]:
     """Every signal file with the numbers of the signals interleaved in it, in order."""
     members: dict[str, list[int]] = {}
     for index, signal in enumerate(header.signals):
         members.setdefault(signal.file_name, []).append(index)
-    yield from members.items()
+    return list(members.items())
 
 
-def _check_files(raw_dir: Path, folder: Path, header: Header) -> int:
-    """Check that the signal files are there and hold what the header promises; samples per signal, from the
-    files' size where the header does not say (0 where only decoding can tell)."""
-    lengths = []
-    for name, members in _signal_files(header):
-        if name == "~":  # the layout segment of a multi-segment record has no file
-            continue
-        _check_name(name)
-        first = header.signals[members[0]]
-        if any(header.signals[index].storage_format != first.storage_format for index in members):
-            raise Rejected("unreadable_header", f"{name}: expected one storage format in a file, found several")
-        try:
-            status = _inside(raw_dir, folder / name).stat()
-        except FileNotFoundError as error:
-            raise Rejected("missing_signal", f"{name}: no such file") from error
-        except OSError as error:
-            raise Rejected("unreadable_signal", f"{name}: {error.strerror}") from error
+def _open(
+    raw_dir: Path,
+    header_path: str,
+    name: str,
+    header: Header,
+    members: Sequence[int],
+    read: bool = False,
+) -> tuple[int, np.ndarray | None]:
+    """Check that a signal file is there and holds what the header promises; with `read`, read it.
+
+    Returns:
+        Samples per signal (0 where only decoding can tell), and with `read` (time, signal) int16.
+    """
+    if name == "~":  # the layout segment of a multi-segment record has no file
+        return 0, None
+    path = beside(raw_dir, header_path, name)
+    first = header.signals[members[0]]
+    storage = first.storage_format
+    if any(header.signals[index].storage_format != storage for index in members):
+        raise Rejected("unreadable_header", f"{name}: expected one storage format in a file, found several")
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe by that name must not hold us up
+    except FileNotFoundError as error:
+        raise Rejected("missing_signal", f"{name}: no such file") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Rejected("unreadable_signal", f"{name}: {why}") from error
+    try:
+        status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise Rejected("unreadable_signal", f"{name}: expected a file, found something else")
-        if first.storage_format not in _BYTES_PER_SAMPLE:
-            continue
+        if storage not in _BYTES_PER_SAMPLE:
+            if storage in _FLAC:
+                _check_flac(path, name)
+            return 0, None
         per_frame = sum(header.signals[index].samples_per_frame for index in members)
         stored = max(status.st_size - first.byte_offset, 0)
-        found = int(stored / (per_frame * _BYTES_PER_SAMPLE[first.storage_format]))
+        found = int(stored / (per_frame * _BYTES_PER_SAMPLE[storage]))
         expected = header.n_samples or max(found, 1)
         if found < expected:
             raise Rejected(
                 "truncated",
                 f"{name}: expected {expected} samples x {len(members)} leads, found {found} x {len(members)}",
             )
-        lengths.append(expected)
-    if len(set(lengths)) > 1:
-        raise Rejected("unreadable_signal", f"expected signal files of one length, found {sorted(set(lengths))}")
-    return lengths[0] if lengths else 0
+        if expected * per_frame > MAX_SAMPLES:
+            raise Rejected(
+                "too_large", f"{name}: expected at most {MAX_SAMPLES:,} samples, found {found * per_frame:,}"
+            )
+        if not read:
+            return expected, None
+        count = expected * len(members)
+        content = os.pread(handle, math.ceil(count * _BYTES_PER_SAMPLE[storage]), first.byte_offset)
+    except OSError as error:
+        raise Rejected("unreadable_signal", f"{name}: {error.strerror}") from error
+    finally:
+        os.close(handle)
+    digital = np.frombuffer(content, "<i2", count) if storage == "16" else unpack_212(content, count)
+    return expected, digital.reshape(expected, len(members))
 
 
-def _read_format_16(folder: Path, header: Header, n_samples: int) -> np.ndarray:
-    """(lead, time) int16 as stored."""
-    digital = np.empty((header.n_signals, n_samples), dtype=np.int16)
-    for name, members in _signal_files(header):
-        offset = header.signals[members[0]].byte_offset
-        try:
-            stored = np.fromfile(folder / name, dtype="<i2", count=n_samples * len(members), offset=offset)
-        except OSError as error:
-            raise Rejected("unreadable_signal", f"{name}: {error}") from error
-        digital[members] = stored.reshape(n_samples, len(members)).T
-    return digital
+def unpack_212(content: bytes, count: int) -> np.ndarray:
+    """The first `count` samples of format 212, int16: two's complement numbers of 12 bits, two in three bytes.
+
+    The pair's first sample has the first byte and the low half of the second; the other the third byte and the high
+    half. The format's invalid value becomes `INVALID`.
+    """
+    pairs = -(-count // 2)
+    stored = np.zeros(3 * pairs, np.uint8)  # an odd count ends within a pair
+    stored[: len(content)] = np.frombuffer(content, np.uint8)[: 3 * pairs]
+    low, middle, high = stored.reshape(pairs, 3).T.astype(np.int16)
+    samples = np.empty((pairs, 2), np.int16)
+    samples[:, 0] = low | (middle & 0x0F) << 8
+    samples[:, 1] = high | (middle & 0xF0) << 4
+    samples = (samples ^ 0x800) - 0x800
+    samples[samples == _INVALID_212] = INVALID
+    return samples.ravel()[:count]
+
+
+def _check_flac(path: str, name: str) -> None:
+    """A FLAC file of a few bytes can hold billions of equal samples: ask it first."""
+    import soundfile
+
+    try:
+        info = soundfile.info(path)
+    except RuntimeError as error:  # libsndfile's own errors
+        raise Rejected("unreadable_signal", f"{name}: not a FLAC file") from error
+    if info.frames * info.channels > MAX_SAMPLES:
+        raise Rejected("too_large", f"{name}: expected at most {MAX_SAMPLES:,} samples, found {info.frames:,}")
 
 
 def _decode_with_wfdb(path: Path, record_id: str) -> EcgRecord:
@@ -346,14 +255,14 @@ def _decode_with_wfdb(path: Path, record_id: str) -> EcgRecord:
     try:
         record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False)
         signals: list[np.ndarray] = record.e_p_signal
-        per_frame = sorted(set(record.samps_per_frame))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RuntimeError, MemoryError) as error:
         message = f"{type(error).__name__}: {error}".replace(f"{path.parent}{os.sep}", "")  # the same everywhere
         raise Rejected("unreadable_signal", f"{path.name}: {message}") from error
-    if len(per_frame) != 1 or len({len(signal) for signal in signals}) != 1:
-        raise Rejected("unreadable_signal", f"expected one sampling rate, found {per_frame} samples a frame")
     names = [name or "" for name in record.sig_name]
-    units_per_mv = [_units_per_mv(name, units) for name, units in zip(names, record.units, strict=True)]
-    signal_mv = np.stack(signals).astype(np.float64) / np.array(units_per_mv)[:, None]
-    leads = tuple(name or f"signal {index}" for index, name in enumerate(names))
+    kept, units_per_mv = _voltages(names, record.units)
+    per_frame = sorted({record.samps_per_frame[index] for index in kept})
+    if len(per_frame) != 1 or len({len(signals[index]) for index in kept}) != 1:
+        raise Rejected("unreadable_signal", f"expected leads of one sampling rate, found {per_frame} samples a frame")
+    signal_mv = np.stack([signals[index] for index in kept]).astype(np.float64) / units_per_mv[:, None]
+    leads = tuple(names[index] or f"signal {index}" for index in kept)
     return EcgRecord(record_id, leads, float(record.fs) * per_frame[0], signal_mv)

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from ecgfm.ecg import EcgRecord, InputError
-from ecgfm.formats import wfdb
+from ecgfm.formats import wfdb, wfdb_header
 from ecgfm.sources.listing import found, listing
 
 NAME = "physionet2021"
@@ -116,7 +116,7 @@ def _comments(header_path: str) -> dict[str, Any]:
     """Age, sex and codes from a header's comments; null what is absent, unknown or implausible."""
     try:
         with open(header_path, "rb") as file:
-            text = wfdb.decode(file.read())
+            text = wfdb_header.decode(file.read())
     except OSError:
         return {}  # read_record says what is wrong with it
     fields = {name.lower(): value.strip() for name, value in _COMMENT.findall(text)}
