@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 WORDS = {"ecg", "config"}
 TABLES = {*WORDS, "contracts"}
-RECORDS = {*TABLES, "sources", "signals", "shards"}
+RECORDS = {*TABLES, "sources", "signals", "quality", "shards"}
 MODEL = {"data", "model", "losses", "checkpoints", "training", "predict"}
 TRAINING = {*TABLES, *MODEL, "shards", "label_space", "metrics"}
 
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "synthetic_ecg": {"ecg"},
     "synthesize": {*TABLES, "synthetic_ecg"},
     "signals": WORDS,
+    "quality": set(),
     "shards": WORDS,
     # stages without torch, and what they are made of
     "prepare": RECORDS,

@@ -1,0 +1,237 @@
+"""How good a recording is, lead by lead, as columns beside it: nothing is excluded silently.
+
+Everything is measured in windows of 200 ms: short enough that most of them lie between two QRS complexes, so that a
+median over them tells noise from the heart, and 50 and 60 Hz both make whole turns in them. One matrix product with
+a fixed basis gives each window's spectrum where it matters and its course in steps of 40 ms.
+
+The kinds of trouble are those of the PhysioNet/CinC Challenge 2011 (Silva, Moody and Celi 2011, Comput. Cardiol.
+38:273), of Clifford et al. 2012 (Physiol. Meas. 33:1419) and of Zhao and Zhang 2018 (Front. Physiol. 9:727). Those
+measure by ratios of the recording's own power; here are physical quantities, in microvolt, that a person can check
+on the paper. For interchanged electrodes see Batchvarov et al. 2007 (Europace 9:1081) and Kors and van Herpen 2001
+(Am. J. Cardiol. 88:396), who compare leads by correlation too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Reversal = Literal["RA-LA", "RA-LL", "RA-RL"]
+REVERSALS: tuple[Reversal, ...] = get_args(Reversal)
+"""Interchanged electrodes that one recording can tell: right arm (RA), left arm, left leg, right leg. Not those of
+left arm and left leg, which looks like another normal ECG."""
+
+WINDOW_S = 0.2
+_MIN_WINDOWS = 10  # 2 s; a shorter recording may hold no more than one heart beat
+_LOWEST_RATE_HZ = 50.0  # ten samples a window
+_STEPS = 5  # of 40 ms a window: P, QRS and T by their areas
+_MAINS_HZ = (50.0, 60.0)
+_FLOOR_HZ = (40.0, 70.0)  # around both, and where the taper lets nothing of either through
+_NOISE_HZ = (*_FLOOR_HZ, 30.0, 80.0, 90.0, 100.0)  # above the T wave, without the mains
+_NOISE_BAND_HZ = 70.0  # from 30 to 100
+_NOISE_MEDIAN = 0.945  # median over mean of the mean of six powers, in Gaussian noise: 12 degrees of freedom
+_WAVES_HZ = np.array([*_MAINS_HZ, *_NOISE_HZ])
+_POWERLINE_RATE_HZ, _NOISE_RATE_HZ = 150.0, 210.0  # twice the highest frequency each needs, and a margin
+_WANDER_HZ = 0.67  # what a filter without delay may take away (Kligfield et al. 2007, Circulation 115:1306)
+_WANDER_WINDOWS = 50  # 10 s, a stretch whose wander is taken as a whole
+_OPPOSITE = -0.3  # correlation below which two leads point opposite ways
+_STILL = 0.1  # of the other limb leads' size: the same potential twice
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One recording's quality; arrays are (lead,) float32, NaN where it cannot be told: for a lead with less than
+    2 s of windows without invalid samples, or at too low a rate.
+
+    flat_share: share of the windows of 200 ms in which all samples are equal: an electrode is off
+    clipped_share: share of samples in runs of at least 3 equal ones at the lead's own highest or lowest value; 0 for
+        a constant lead, which `flat_share` tells
+    powerline_uv: amplitude (half of peak to peak) of the sine at 50 or at 60 Hz, the larger, above the floor of 40
+        and 70 Hz; the median over windows, so a hum through at least half of the recording. A mains frequency off
+        by 0.3 Hz changes it by less than 1 %. NaN below 150 Hz
+    noise_uv: root mean square of the noise from 30 to 100 Hz without the mains, between heart beats: the median over
+        windows, scaled to be right for Gaussian noise. NaN below 210 Hz
+    baseline_wander_uv: root mean square, around the lead's mean, of what is below 0.67 Hz
+    suspected_reversal: electrodes that look interchanged, a word of `REVERSALS`; a suspicion, no more
+    """
+
+    flat_share: np.ndarray
+    clipped_share: np.ndarray
+    powerline_uv: np.ndarray
+    noise_uv: np.ndarray
+    baseline_wander_uv: np.ndarray
+    suspected_reversal: Reversal | None
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the table `quality` (data_contracts/quality.yaml), but for its key."""
+        return {
+            "lead_flat_share": self.flat_share.tolist(),
+            "lead_clipped_share": self.clipped_share.tolist(),
+            "lead_powerline_uv": self.powerline_uv.tolist(),
+            "lead_noise_uv": self.noise_uv.tolist(),
+            "lead_baseline_wander_uv": self.baseline_wander_uv.tolist(),
+            "suspected_reversal": self.suspected_reversal,
+        }
+
+
+def assess(signal_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str]) -> Quality:
+    """The quality of (lead, time), millivolt, NaN where invalid. It computes in float32.
+
+    leads: the names of the rows
+
+    Ask it about a recording as recorded: resampling hides clipping, and filters hide the rest.
+    """
+    signal_mv = np.ascontiguousarray(signal_mv, np.float32)
+    n_leads, n_samples = signal_mv.shape
+    window_samples = round(WINDOW_S * sampling_rate_hz)
+    n_windows = n_samples // window_samples if sampling_rate_hz >= _LOWEST_RATE_HZ else 0
+    measured = np.full((5, n_leads), np.nan, np.float32)
+    if n_windows < _MIN_WINDOWS:
+        return _quality(measured, None)
+    windows = signal_mv[:, : n_windows * window_samples].reshape(n_leads, n_windows, window_samples)
+    projected = windows.reshape(-1, window_samples) @ _basis(sampling_rate_hz)
+    projected = projected.reshape(n_leads, n_windows, -1)
+    steps_mv, waves_mv = projected[..., :_STEPS], projected[..., _STEPS:]
+    highest_mv, lowest_mv = signal_mv.max(axis=1), signal_mv.min(axis=1)
+    gappy = np.isnan(highest_mv)
+    whole = np.flatnonzero(~gappy) if gappy.any() else slice(None)  # a slice copies nothing
+    measured[:, whole] = [
+        _flat(windows[whole]).mean(axis=1),
+        _clipped_samples(signal_mv[whole], lowest_mv[whole], highest_mv[whole]) / n_samples,
+        *_powerline_and_noise_uv(waves_mv[whole], sampling_rate_hz),
+        _wander_uv(steps_mv[whole].mean(axis=2), window_samples / sampling_rate_hz),
+    ]
+    for lead in np.flatnonzero(gappy):
+        valid = ~np.isnan(windows[lead]).any(axis=1)
+        if valid.sum() < _MIN_WINDOWS:
+            continue
+        samples_mv = signal_mv[lead, None]
+        clipped = _clipped_samples(samples_mv, np.fmin.reduce(samples_mv, axis=1), np.fmax.reduce(samples_mv, axis=1))
+        at = np.arange(n_windows)
+        means_mv = np.interp(at, at[valid], steps_mv[lead, valid].mean(axis=1))  # wander goes on across a gap
+        measured[:, lead, None] = [
+            _flat(windows[lead][valid][None]).mean(axis=1),
+            clipped / np.count_nonzero(~np.isnan(samples_mv)),
+            *_powerline_and_noise_uv(waves_mv[lead][valid][None], sampling_rate_hz),
+            _wander_uv(means_mv[None], window_samples / sampling_rate_hz),
+        ]
+    return _quality(measured, _suspected_reversal(steps_mv.reshape(n_leads, -1), leads))
+
+
+def _quality(measured: np.ndarray, suspected_reversal: Reversal | None) -> Quality:
+    flat, clipped, powerline, noise, wander = measured
+    return Quality(flat, clipped, powerline, noise, wander, suspected_reversal)
+
+
+@lru_cache(maxsize=32)
+def _basis(sampling_rate_hz: float) -> np.ndarray:
+    """(sample of a window, column) float32: the means of `_STEPS` steps, then the cosines of `_WAVES_HZ`, then their
+    sines, tapered so that a sine's two products have its amplitude as their length."""
+    n = round(WINDOW_S * sampling_rate_hz)
+    edges = np.round(np.arange(_STEPS + 1) * n / _STEPS)
+    at = np.arange(n)[:, None]
+    steps = (at >= edges[:-1]) & (at < edges[1:])
+    taper = 0.5 - 0.5 * np.cos(2 * np.pi * at / n)  # Hann's
+    turns = 2 * np.pi * _WAVES_HZ * at / sampling_rate_hz
+    waves = np.concatenate([np.cos(turns), np.sin(turns)], axis=1) * taper * (2 / taper.sum())
+    # where 200 ms are no whole number of samples, an electrode's offset and drift would leak in: take them out
+    line = np.linalg.qr(np.concatenate([np.ones_like(at), at - at.mean()], axis=1).astype(np.float64))[0]
+    waves -= line @ (line.T @ waves)
+    basis: np.ndarray = np.concatenate([steps / steps.sum(axis=0), waves], axis=1).astype(np.float32)
+    return basis
+
+
+@lru_cache(maxsize=64)
+def _wander_basis(n_windows: int, window_s: float) -> np.ndarray:
+    """(window, column) float32: the orthonormal cosines (DCT-II) of at most `_WANDER_HZ`, the constant among them."""
+    order = np.arange(int(2 * _WANDER_HZ * n_windows * window_s) + 1)
+    cosines = np.cos(np.pi * order * (np.arange(n_windows)[:, None] + 0.5) / n_windows)
+    basis: np.ndarray = (cosines / np.linalg.norm(cosines, axis=0)).astype(np.float32)
+    return basis
+
+
+def _flat(windows: np.ndarray) -> np.ndarray:
+    """(lead, window, sample) -> (lead, window) bool: all samples are equal."""
+    first, middle, last = windows[..., 0], windows[..., windows.shape[-1] // 2], windows[..., -1]
+    flat: np.ndarray = (first == middle) & (first == last)  # few windows of a living lead pass, and are looked at
+    flat[flat] = (windows[flat] == windows[flat][:, :1]).all(axis=1)
+    return flat
+
+
+def _clipped_samples(signal_mv: np.ndarray, lowest_mv: np.ndarray, highest_mv: np.ndarray) -> np.ndarray:
+    """(lead, time) -> (lead,): samples in runs of at least 3 at the lead's lowest or highest value."""
+    n_leads, n_samples = signal_mv.shape
+    extreme = np.flatnonzero((signal_mv == lowest_mv[:, None]) | (signal_mv == highest_mv[:, None]))
+    lead = extreme // n_samples
+    values = signal_mv.reshape(-1)[extreme]
+    goes_on = (np.diff(extreme) == 1) & (np.diff(lead) == 0) & (values[1:] == values[:-1])
+    starts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+    lengths = np.diff(np.append(starts, len(extreme)))
+    clipped = np.bincount(lead[starts], np.where(lengths >= 3, lengths, 0), minlength=n_leads)
+    clipped[lowest_mv == highest_mv] = 0
+    return clipped
+
+
+def _powerline_and_noise_uv(waves_mv: np.ndarray, sampling_rate_hz: float) -> tuple[np.ndarray, np.ndarray]:
+    """(lead, window, cosines and sines of `_WAVES_HZ`) -> amplitude of the mains, noise: each (lead,)."""
+    power = waves_mv[..., : len(_WAVES_HZ)] ** 2 + waves_mv[..., len(_WAVES_HZ) :] ** 2  # a sine's amplitude squared
+    looked_at = np.empty((len(power), 5, power.shape[1]), np.float32)
+    looked_at[:, :4] = power[..., :4].swapaxes(1, 2)
+    looked_at[:, 4] = power[..., 2:].mean(axis=2)
+    looked_at.sort(axis=2)
+    middle = looked_at.shape[2] // 2
+    typical = (looked_at[..., middle] + looked_at[..., (looked_at.shape[2] - 1) // 2]) / 2
+    mains, (below, above), noise = typical[:, :2], typical[:, 2:4].T, typical[:, 4]
+    # the floor at 50 and at 60 Hz: a third and two thirds of the way from 40 to 70, in decibels, as spectra fall
+    floor = np.stack([below**2 * above, below * above**2], axis=1) ** (1 / 3)
+    powerline_uv = 1e3 * np.sqrt(np.maximum(mains - floor, 0).max(axis=1))
+    # Hann's taper lets the noise of 1.5 bins, of 1 / WINDOW_S each, through; a sine of amplitude 1 has a power of 1/2
+    noise_uv = 1e3 * np.sqrt(noise / 2 / _NOISE_MEDIAN * _NOISE_BAND_HZ * WINDOW_S / 1.5)
+    nothing = np.full(len(power), np.nan, np.float32)
+    return (
+        powerline_uv if sampling_rate_hz >= _POWERLINE_RATE_HZ else nothing,
+        noise_uv if sampling_rate_hz >= _NOISE_RATE_HZ else nothing,
+    )
+
+
+def _wander_uv(means_mv: np.ndarray, window_s: float) -> np.ndarray:
+    """(lead, window) means -> (lead,): root mean square of what is slow, in stretches of 10 s; the last stretch ends
+    with the recording, and so may share windows with the one before."""
+    n_windows = means_mv.shape[1]
+    stretch = min(n_windows, _WANDER_WINDOWS)
+    starts = np.minimum(np.arange(0, n_windows, stretch), n_windows - stretch)
+    around_mean = means_mv - means_mv.mean(axis=1, keepdims=True)
+    stretches = around_mean[:, starts[:, None] + np.arange(stretch)]  # (lead, stretch, window)
+    slow = stretches @ _wander_basis(stretch, window_s)
+    wander_uv: np.ndarray = 1e3 * np.sqrt((slow**2).sum(axis=2).mean(axis=1) / stretch)
+    return wander_uv
+
+
+def _suspected_reversal(steps_mv: np.ndarray, leads: Sequence[str]) -> Reversal | None:
+    """From the course of the limb leads and V6, (lead, step of 40 ms).
+
+    V6 and I look at the heart from the same side, aVR from the other. Where I goes against V6 and the lead that goes
+    against it most is not aVR but aVL, the arms' cables are likely interchanged; where II does and it is aVF, those
+    of right arm and left leg are. A right arm electrode on the right leg leaves nothing in II, the leads' difference.
+    """
+    names = ("I", "II", "III", "aVR", "aVL", "aVF", "V6")
+    if not set(names) <= set(leads):
+        return None
+    change = np.diff(steps_mv[[leads.index(name) for name in names]], axis=1)  # wander changes little in 40 ms
+    change[np.isnan(change)] = 0
+    products = change @ change.T
+    size = np.sqrt(np.diag(products))
+    if not size.all():  # a lead that is missing or flat
+        return None
+    first, second, _, right, left, foot, _ = products[-1] / (size * size[-1])
+    if first < _OPPOSITE and left < min(right, foot):
+        return "RA-LA"
+    if second < _OPPOSITE and foot < min(right, left):
+        return "RA-LL"
+    if size[1] < _STILL * min(size[0], size[2]):
+        return "RA-RL"
+    return None
