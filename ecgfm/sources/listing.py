@@ -1,8 +1,12 @@
-"""The table that every source's `list_records` gives: one row per record, before any signal file is opened."""
+"""The table that every source's `list_records` gives: one row per record, before any signal is read."""
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +28,26 @@ LISTING = pl.Schema(
         "report": pl.String(),
         "fold": pl.Int64(),
         "recorded_at": pl.Datetime("us"),
+        "reading": pl.String(),
     }
 )
 """Columns and types of data_contracts/listing.yaml, which says what they mean."""
+
+SEX = {"m": "male", "male": "male", "f": "female", "female": "female"}
+MAX_AGE_YEARS = 130.0
+
+_COMMENT = re.compile(r"^\s*#\s*(age|sex|dx|labels|patient id)\s*:(.*)$", re.IGNORECASE | re.MULTILINE)
+_BRACKETED = re.compile(r"<(age|sex)>\s*:\s*([^\s<]+)", re.IGNORECASE)  # LUDB, and records of other PhysioNet sets
+_NOT_GIVEN = {"", "unknown", "nan"}
+_LAYOUTS = (
+    ("ptbxl_database.csv", "ptb_xl"),
+    ("record_list.csv", "mimic_iv_ecg"),
+    ("exams.csv", "code15"),
+    ("training", "physionet2021"),
+    ("ecgfm.yaml", "own"),
+)
+_RECORDINGS = (".hea", ".xml", ".dcm", ".edf", ".scp", ".npy", ".h5", ".hdf5")
+_LOOKED_AT = 2000  # entries of a wrong folder, before we say that we do not know what it is
 
 
 def listing(rows: pl.DataFrame | Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -56,6 +77,58 @@ def read_csv(path: Path, columns: Iterable[str]) -> pl.DataFrame:
         ) from error
     stripped = pl.all().str.strip_chars()
     return table.select(pl.when(stripped != "").then(stripped))
+
+
+def check_once(table: pl.DataFrame, column: str, path: Path) -> None:
+    """Every line of a source's table has a value in `column`, and no other line has the same.
+
+    Raises:
+        InputError: one has none, or two are equal.
+    """
+    wrong = table.filter(pl.col(column).is_null() | pl.col(column).is_duplicated())
+    if wrong.height:
+        value = wrong[column][0]
+        what = "a line without one" if value is None else f"{value} more than once"
+        raise InputError(f"{path}: expected every {column} once, found {what}; is the file as published?")
+
+
+def comments_of(header: str) -> dict[str, Any]:
+    """What the comments of a WFDB header say in the dialects of the Challenges (2020 to 2025) and of LUDB, as columns
+    of the listing: `age_years`, `sex`, `codes` (`Dx` or `Labels`) and `patient_id`, the last as in the file. Null what
+    is absent, unknown or implausible.
+    """
+    fields = {name.lower(): value.strip() for name, value in _BRACKETED.findall(header)}
+    fields |= {name.lower(): value.strip() for name, value in _COMMENT.findall(header)}
+    stated = fields.get("dx", fields.get("labels", ""))
+    codes = tuple(dict.fromkeys(code for part in stated.split(",") if (code := part.strip())))
+    return {
+        "age_years": plausible_age_years(fields.get("age", "")),
+        "sex": SEX.get(fields.get("sex", "").lower()),
+        "codes": None if {code.lower() for code in codes} <= _NOT_GIVEN else list(codes),
+        "patient_id": None if (patient := fields.get("patient id", "")).lower() in _NOT_GIVEN else patient,
+    }
+
+
+def plausible_age_years(text: str) -> float | None:
+    """A number from 0 to 130, else null."""
+    try:
+        age_years = float(text)
+    except ValueError:
+        return None
+    return age_years if math.isfinite(age_years) and 0 <= age_years <= MAX_AGE_YEARS else None
+
+
+def other_source(raw_dir: Path, asked: str) -> str:
+    """The end of an error about a wrong folder: which source would read it; empty where none would."""
+    for name, source in _LAYOUTS:
+        if source != asked and (raw_dir / name).exists():
+            return f"; it looks like source {source}"
+    below = (os.path.join(at, name) for at, _, names in os.walk(raw_dir) for name in sorted(names))
+    for path in islice(below, _LOOKED_AT):
+        if path.lower().endswith(_RECORDINGS):
+            shown = os.path.relpath(path, raw_dir)
+            return f"; source own reads a folder with {shown}: start with `ecgfm init-source {raw_dir}`"
+    return ""
 
 
 def found(folder: Path) -> str:

@@ -6,9 +6,7 @@ are no patient ids. The dates in the headers are those of the conversion, so `re
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import polars as pl
 
 from ecgfm.ecg import EcgRecord, InputError
 from ecgfm.formats import wfdb, wfdb_header
-from ecgfm.sources.listing import found, listing
+from ecgfm.sources.listing import comments_of, found, listing, other_source
 
 NAME = "physionet2021"
 
@@ -31,11 +29,6 @@ DATASETS = (
     "ptb-xl",
     "st_petersburg_incart",
 )
-
-_COMMENT = re.compile(r"^\s*#\s*(age|sex|dx)\s*:(.*)$", re.IGNORECASE | re.MULTILINE)
-_SEX = {"m": "male", "male": "male", "f": "female", "female": "female"}
-_NOT_GIVEN = {"", "unknown", "nan"}
-_MAX_AGE_YEARS = 130.0
 
 
 def list_records(raw_dir: Path) -> pl.DataFrame:
@@ -68,7 +61,7 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
     if not rows:
         raise InputError(
             f"{raw_dir}: expected the Challenge 2021 layout, training/<set>/g<k>/<record>.hea with sets such as"
-            f" georgia, found {found(raw_dir)}"
+            f" georgia, found {found(raw_dir)}{other_source(raw_dir, NAME)}"
         )
     return listing(rows.values())
 
@@ -119,18 +112,5 @@ def _comments(header_path: str) -> dict[str, Any]:
             text = wfdb_header.decode(file.read())
     except OSError:
         return {}  # read_record says what is wrong with it
-    fields = {name.lower(): value.strip() for name, value in _COMMENT.findall(text)}
-    codes = tuple(dict.fromkeys(code for part in fields.get("dx", "").split(",") if (code := part.strip())))
-    return {
-        "age_years": _age_years(fields.get("age", "")),
-        "sex": _SEX.get(fields.get("sex", "").lower()),
-        "codes": None if {code.lower() for code in codes} <= _NOT_GIVEN else list(codes),
-    }
-
-
-def _age_years(text: str) -> float | None:
-    try:
-        age_years = float(text)
-    except ValueError:
-        return None
-    return age_years if math.isfinite(age_years) and 0 <= age_years <= _MAX_AGE_YEARS else None
+    said = comments_of(text)
+    return {column: said[column] for column in ("age_years", "sex", "codes")}

@@ -20,7 +20,7 @@ import polars as pl
 
 from ecgfm.ecg import EcgRecord, InputError
 from ecgfm.formats import wfdb
-from ecgfm.sources.listing import found, listing, read_csv
+from ecgfm.sources.listing import found, listing, other_source, read_csv
 
 NAME = "ptb_xl"
 
@@ -154,7 +154,10 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
     """
     path = raw_dir / "ptbxl_database.csv"
     if not path.exists():
-        raise InputError(f"{raw_dir}: expected PTB-XL's ptbxl_database.csv and records500/, found {found(raw_dir)}")
+        raise InputError(
+            f"{raw_dir}: expected PTB-XL's ptbxl_database.csv and records500/, found {found(raw_dir)}"
+            f"{other_source(raw_dir, NAME)}"
+        )
     if (raw_dir / "records500").is_dir():
         file_column = "filename_hr"
     elif (raw_dir / "records100").is_dir():
