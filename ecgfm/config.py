@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -388,5 +388,6 @@ def _explain(cls: type, error: Any) -> str:
 def _fields_at(cls: type, path: Sequence[int | str]) -> list[str]:
     """The keys that may stand at a place of a config class."""
     for part in path:
-        cls = get_type_hints(cls)[str(part)]
+        hint = get_type_hints(cls)[str(part)]
+        cls = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), hint)  # X | None
     return [f.name for f in dataclasses.fields(cls) if f.init]

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": {*WORDS, "files", "fingerprints"},
     # recordings
     "formats": {"ecg", "formats"},
-    "sources": {"ecg", "formats", "sources"},
+    "sources": {*WORDS, "formats", "sources"},
     "synthetic_ecg": {"ecg"},
     "synthesize": {*TABLES, "synthetic_ecg"},
     "signals": WORDS,
