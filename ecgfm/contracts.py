@@ -31,6 +31,7 @@ TYPES: dict[str, pl.DataType] = {
     "float64": pl.Float64(),
     "datetime": pl.Datetime("us"),
     "list[string]": pl.List(pl.String()),
+    "list[int8]": pl.List(pl.Int8()),
     "list[float32]": pl.List(pl.Float32()),
     "list[float64]": pl.List(pl.Float64()),
 }

@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contracts": WORDS,
     "files": set(),
     "fingerprints": {*WORDS, "files"},
-    "stages": {*WORDS, "files", "fingerprints"},
+    "processes": {"config"},
+    "stages": {*WORDS, "files", "fingerprints", "processes"},
     # recordings
     "formats": {"ecg", "formats"},
     "sources": {*WORDS, "formats", "sources"},
@@ -38,8 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "signals": WORDS,
     "quality": set(),
     "shards": WORDS,
+    "sketches": {"ecg"},
     # stages without torch, and what they are made of
-    "prepare": RECORDS,
+    "prepare": {*RECORDS, "processes", "quality", "sketches"},
     "splits": RECORDS,
     "label_space": WORDS,
     "labels": {*RECORDS, "label_space"},
@@ -50,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report_template": set(),
     "html_report": {*RECORDS, "metrics", "drawing", "report_template"},
     # the DAG
-    "pipeline": {*WORDS, "stages", "fingerprints", "prepare"},
+    "pipeline": {*WORDS, "stages", "fingerprints", "processes", "prepare"},
     "runs": {*WORDS, "stages", "pipeline"},
     # ---- torch begins here
     "model": WORDS,
