@@ -69,7 +69,7 @@ class _BoundedBuilder(TreeBuilder):
         self.elements = 0
         self.depth = 0
 
-    def start(self, tag: str, attrs: dict[str, str], /) -> Element:  # type: ignore[override]
+    def start(self, tag: str, attrs: dict[str, str], /) -> Element:
         self.elements += 1
         self.depth += 1
         if self.elements > MAX_ELEMENTS:
@@ -335,4 +335,4 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-assert INVALID == np.iinfo(np.int16).min  # `record_of` counts on it
+assert np.iinfo(np.int16).min == INVALID  # `record_of` counts on it
