@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -71,10 +71,14 @@ class Digital:
     adc_gain_per_mv: np.ndarray
     baseline: np.ndarray
 
-    def to_mv(self) -> np.ndarray:
-        """(lead, time) float64, millivolt; NaN where the sample is invalid."""
-        signal_mv: np.ndarray = (self.digital - self.baseline[:, None]) / self.adc_gain_per_mv[:, None]
-        signal_mv[self.digital == INVALID] = np.nan
+    def to_mv(self, dtype: type[np.floating[Any]] = np.float64) -> np.ndarray:
+        """(lead, time) of `dtype`, millivolt; NaN where the sample is invalid."""
+        signal_mv = self.digital.astype(dtype)
+        signal_mv -= self.baseline[:, None].astype(dtype)
+        signal_mv /= self.adc_gain_per_mv[:, None].astype(dtype)
+        invalid = self.digital == INVALID
+        if invalid.any():
+            signal_mv[invalid] = np.nan
         return signal_mv
 
 

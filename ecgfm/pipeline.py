@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ecgfm.config import PROGRESS_BAR, ListConfig, Pipeline
 from ecgfm.ecg import InputError
 from ecgfm.fingerprints import Input, RawTree
+from ecgfm.processes import worthwhile
 from ecgfm.stages import Output, Request, Stage, Store
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ FINETUNE = Stage("finetune", "ecgfm.finetune:finetune", volatile=TRAINING_FILES,
 EVALUATE = Stage("evaluate", "ecgfm.evaluate:evaluate", own_process=True)
 STAGES = (SYNTHESIZE, LIST, PREPARE, SPLITS, LABELS, MANIFESTS, PRETRAIN, FINETUNE, EVALUATE)
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
-
-RECORDS_PER_WORKER = 1000  # a process takes about as long to start as to prepare so many
 
 
 @dataclass(frozen=True)
@@ -304,11 +303,13 @@ def make_all(
     outputs = []
     if all(request.stage is PREPARE for request in requests):
         records = sum(request.size for request in requests)
-        workers = min(pipeline.prepare.workers or os.cpu_count() or 1, 1 + records // RECORDS_PER_WORKER)
+        workers = min(worthwhile(records, pipeline.prepare.workers), len(requests))
+        within = (pipeline.prepare.workers or os.cpu_count() or 1) // workers  # of few large slices, several each
+        shared = [replace(request, config=replace(request.config, workers=within)) for request in requests]
         progress = tqdm(desc=group, total=records, unit=" records", **PROGRESS_BAR)
         with progress:
             for request, output in zip(
-                requests, store.make_many(requests, workers, PREPARE.name in selection.force), strict=True
+                requests, store.make_many(shared, workers, PREPARE.name in selection.force), strict=True
             ):
                 outputs.append(output)
                 progress.update(request.size)

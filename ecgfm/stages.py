@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import fcntl
 import fnmatch
+import functools
 import hashlib
 import importlib
 import importlib.metadata
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import platform
@@ -30,17 +30,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from ecgfm.config import PROGRESS_BAR, content_of
+from ecgfm.config import content_of
 from ecgfm.ecg import InputError
 from ecgfm.files import sha256_of, sync
 from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differences, digest_of
+from ecgfm.processes import WorkerDied, ordered_map
 
 RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")
 logger = logging.getLogger(__name__)
@@ -181,9 +181,11 @@ class Store:
                 function = _import(request.stage.function)
                 paths = {name: _paths(given) for name, given in request.inputs.items()}
                 counts = function(paths, request.config, partial)
-            except BaseException:
+            except BaseException as error:
                 if not request.stage.resumable:
                     shutil.rmtree(partial)
+                if isinstance(error, WorkerDied):
+                    raise StageFailed(f"{request.name}: {error}") from error
                 raise
             self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
         return self._made(place, request.name)
@@ -237,18 +239,14 @@ class Store:
         found = [None if force else self.find(request) for request in requests]
         missing = [request for request, output in zip(requests, found, strict=True) if output is None]
         workers = min(workers, len(missing))
-        if workers <= 1:
-            yield from (output or self.make(request, force) for request, output in zip(requests, found, strict=True))
-            return
-        for request in missing:  # its history is about to grow, out of this process's sight
-            self._histories.pop(request.stage.name, None)
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_be_one_of_several) as pool:
-            making = iter([pool.submit(self.make, request, force) for request in missing])
-            try:
-                yield from (output or next(making).result() for output in found)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        if workers > 1:
+            for request in missing:  # its history is about to grow, out of this process's sight
+                self._histories.pop(request.stage.name, None)
+        making = ordered_map(functools.partial(self.make, force=force), missing, workers)
+        try:
+            yield from (output or next(making) for output in found)
+        except WorkerDied as error:
+            raise StageFailed(f"{missing[0].stage.name}: {error}") from error
 
     def explain(self, request: Request) -> str:
         """Why the output of a request is not there, in a user's words; "" where it is."""
@@ -398,13 +396,6 @@ def _versions() -> dict[str, str]:
 def _output(place: Path, name: str, facts: Mapping[str, Any], cached: bool) -> Output:
     files = {path: file["sha256"] for path, file in facts["files"].items() if not file.get("volatile")}
     return Output(place, name, files, facts["counts"], facts["seconds"], cached)
-
-
-def _be_one_of_several() -> None:
-    """In a worker: its numerical libraries take one core, and the parent shows one progress bar for all."""
-    PROGRESS_BAR["disable"] = True
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
-        os.environ[variable] = "1"
 
 
 def _end_group(child: subprocess.Popen[str], patience_s: float = 10.0) -> None:

@@ -1,0 +1,81 @@
+"""Work on several cores: results in order, memory bounded, processes that end with their parent.
+
+Processes are spawned, not forked: HDF5, BLAS and an orchestrator's threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+from ecgfm.config import PROGRESS_BAR
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+RECORDS_PER_PROCESS = 2000  # a process takes about as long to start as to prepare so many
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without an answer: killed, or out of memory."""
+
+
+def worthwhile(n_records: int, most: int) -> int:
+    """How many processes so many records are worth; `most` 0: at most one per core."""
+    return max(1, min(most or os.cpu_count() or 1, n_records // RECORDS_PER_PROCESS))
+
+
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map(function, items)` by `workers` processes; with one, in this process.
+
+    Results come in the order of the items. Items are taken as room is made, so that of an endless iterable only a few
+    are in memory.
+
+    Raises:
+        WorkerDied: a process was killed.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_be_one_of_several) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkerDied("a worker process was killed; was there enough memory?") from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _be_one_of_several() -> None:
+    """In a worker: numerical libraries take one core, the parent shows one progress bar for all, and this process
+    ends when that one does, however it ends."""
+    from threadpoolctl import threadpool_limits
+
+    PROGRESS_BAR["disable"] = True
+    threadpool_limits(1)  # BLAS is loaded by now, and reads no variable any more
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ[variable] = "1"
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

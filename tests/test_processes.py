@@ -1,0 +1,112 @@
+"""Work on several cores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ecgfm.processes import RECORDS_PER_PROCESS, WorkerDied, ordered_map, worthwhile
+
+
+def slow_square(number: int) -> int:
+    time.sleep(0.05 if number % 3 == 0 else 0)  # so that they end in another order
+    return number * number
+
+
+def process_of(number: int) -> int:
+    return os.getpid()
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(number: int) -> None:
+    raise ValueError(f"item {number}")
+
+
+def blas_threads(number: int) -> list[int]:
+    from threadpoolctl import threadpool_info
+
+    return [pool["num_threads"] for pool in threadpool_info()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_items(workers: int) -> None:
+    assert list(ordered_map(slow_square, range(12), workers)) == [number * number for number in range(12)]
+
+
+def test_several_workers_are_other_processes_and_one_is_this(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(ordered_map(process_of, range(4), 1)) == {os.getpid()}
+    assert os.getpid() not in set(ordered_map(process_of, range(4), 2))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_few_items_are_taken_ahead(workers: int) -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        while True:  # endless: taking all would never end
+            taken += 1
+            yield taken
+
+    results = ordered_map(slow_square, items(), workers)
+    assert [next(results) for _ in range(3)] == [1, 4, 9]
+    assert taken <= 3 + 2 * workers + 1
+    results.close()
+
+
+def test_an_error_in_a_worker_is_raised_here() -> None:
+    with pytest.raises(ValueError, match="item 0"):
+        list(ordered_map(fail, range(3), 2))
+
+
+def test_a_killed_worker_is_told() -> None:
+    with pytest.raises(WorkerDied, match="killed"):
+        list(ordered_map(die, range(3), 2))
+
+
+def test_numerical_libraries_take_one_core_in_a_worker() -> None:
+    threads = list(ordered_map(blas_threads, range(2), 2))
+    assert threads[0]
+    assert {count for counts in threads for count in counts} == {1}
+
+
+def test_workers_are_worth_their_start() -> None:
+    assert worthwhile(0, 0) == 1
+    assert worthwhile(2 * RECORDS_PER_PROCESS - 1, 8) == 1
+    assert worthwhile(3 * RECORDS_PER_PROCESS, 8) == 3
+    assert worthwhile(10**6, 4) == 4
+    assert worthwhile(10**6, 0) == os.cpu_count()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(
+        "import time, os\n"
+        "from pathlib import Path\n"
+        "from ecgfm.processes import ordered_map\n"
+        "def work(number):\n"
+        "    Path(f'worker-{os.getpid()}').touch()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    list(ordered_map(work, range(2), 2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("worker-*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    workers = [int(path.name.removeprefix("worker-")) for path in tmp_path.glob("worker-*")]
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
