@@ -1,18 +1,30 @@
-"""One record's signal: lead order, resampling, statistics, segments.
+"""One record's signal: lead order, gaps, resampling, filters, statistics, segments.
 
-The recipe is the one of ECG-FM (McKeen et al. 2025, JAMIA Open, ooaf122): leads by name, linear resampling with
-the first and last samples aligned, each lead standardised over the whole record, non-overlapping segments.
+The published recipe is that of ECG-FM (McKeen et al. 2025, JAMIA Open, ooaf122): leads by name, linear resampling with
+the first and last samples aligned, no filter, each lead standardised over the whole record, non-overlapping segments.
+
+Signals are (lead, time), millivolt, float64 or float32, NaN where invalid. A filter sees a straight line across
+invalid samples (and the nearest valid sample's value beyond the first and last), and leaves them invalid: so none
+spreads, and a short valid stretch between two gaps is filtered as part of the whole. Every operation is the same on
+each lead and linear, so that I + III = II survives it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
 from ecgfm.ecg import INVALID, LEADS, Digital, EcgRecord, Rejected
 
-_LEAD_INDEX = {lead.lower(): index for index, lead in enumerate(LEADS)}
+BANDPASS_ORDER = 2
+NOTCH_Q = 10.0
+LARGEST_DENOMINATOR = 10_000
+_EXACT_SUM_SAMPLES = 2**22  # so many squares of int16 add up to at most 2^52, exact in float64
 
 
 @dataclass(frozen=True)
@@ -31,41 +43,47 @@ class LeadStatistics:
     constant: np.ndarray
 
 
-def to_standard_leads(record: EcgRecord) -> EcgRecord:
-    """The record with the twelve standard leads in order, matched by name in any case.
+def to_standard_leads(record: EcgRecord, leads: Sequence[str] = LEADS) -> EcgRecord:
+    """The record with the chosen standard leads in the given order, matched by name in any case.
 
-    A lead that the recording lacks is NaN over its whole length; leads by other names are left out.
+    A lead that the recording lacks is invalid over its whole length; other leads are left out. A digital signal stays
+    digital, and where its leads are these already, nothing is copied.
 
     Raises:
-        Rejected: no standard lead, or one twice.
+        Rejected: none of the leads, or one twice.
     """
-    rows = [(_LEAD_INDEX[name.lower()], row) for row, name in enumerate(record.leads) if name.lower() in _LEAD_INDEX]
+    if record.leads == tuple(leads):
+        return record
+    place_of = {name.lower(): place for place, name in enumerate(leads)}
+    rows = [(place_of[name.lower()], row) for row, name in enumerate(record.leads) if name.lower() in place_of]
     if not rows:
-        raise Rejected("no_standard_lead", f"expected some of {', '.join(LEADS)}, found {', '.join(record.leads)}")
-    to, row_of = (list(column) for column in zip(*rows, strict=True))
-    if len(set(to)) < len(to):
+        raise Rejected("no_standard_lead", f"expected some of {', '.join(leads)}, found {', '.join(record.leads)}")
+    places, row_of = (list(column) for column in zip(*rows, strict=True))
+    if len(set(places)) < len(places):
         raise Rejected("duplicate_lead", f"a lead appears twice among {', '.join(record.leads)}")
-    signal_mv = np.full((len(LEADS), record.n_samples), np.nan)
-    signal_mv[to] = record.signal_mv[row_of]
-    digital = None
-    if record.digital is not None:
-        stored = np.full((len(LEADS), record.n_samples), INVALID, dtype=np.int16)
-        gain, baseline = np.ones(len(LEADS)), np.zeros(len(LEADS))
-        stored[to] = record.digital.digital[row_of]
-        gain[to] = record.digital.adc_gain_per_mv[row_of]
-        baseline[to] = record.digital.baseline[row_of]
-        digital = Digital(stored, gain, baseline)
-    return EcgRecord(record.record_id, LEADS, record.sampling_rate_hz, signal_mv if digital is None else digital)
+    shape = (len(leads), record.n_samples)
+    signal: Digital | np.ndarray
+    if isinstance(record.signal, Digital):
+        digital, gain, baseline = np.full(shape, INVALID, np.int16), np.ones(len(leads)), np.zeros(len(leads))
+        digital[places] = record.signal.digital[row_of]
+        gain[places] = record.signal.adc_gain_per_mv[row_of]
+        baseline[places] = record.signal.baseline[row_of]
+        signal = Digital(digital, gain, baseline)
+    else:
+        signal = np.full(shape, np.nan, record.signal.dtype)
+        signal[places] = record.signal[row_of]
+    return EcgRecord(record.record_id, tuple(leads), record.sampling_rate_hz, signal)
 
 
-def present_leads(record: EcgRecord) -> list[str]:
-    """The standard leads that a recording has, in standard order."""
+def present_leads(record: EcgRecord, leads: Sequence[str] = LEADS) -> list[str]:
+    """Those of the standard leads `leads` that a recording has, in their order."""
     named = {name.lower() for name in record.leads}
-    return [lead for lead in LEADS if lead.lower() in named]
+    return [lead for lead in leads if lead.lower() in named]
 
 
 def lead_statistics(signal_mv: np.ndarray) -> LeadStatistics:
-    """Statistics per lead of (lead, time), millivolt."""
+    """Statistics per lead of (lead, time), millivolt; summed in float64."""
+    signal_mv = signal_mv.astype(np.float64, copy=False)
     valid = ~np.isnan(signal_mv)
     count = valid.sum(axis=1)
     some = count > 0
@@ -82,25 +100,192 @@ def lead_statistics(signal_mv: np.ndarray) -> LeadStatistics:
     return LeadStatistics(mean, std, ~valid.all(axis=1), constant)
 
 
+def digital_statistics(digital: Digital) -> LeadStatistics:
+    """`lead_statistics(digital.to_mv())`, from the stored integers and free of rounding until the last division."""
+    stored = digital.digital
+    n_leads, n_samples = stored.shape
+    invalid = np.zeros(n_leads, bool) if n_samples == 0 else stored.min(axis=1) == INVALID
+    count = np.full(n_leads, n_samples)
+    if invalid.any():
+        valid = stored != INVALID
+        count = np.count_nonzero(valid, axis=1)
+        stored = np.where(valid, stored, 0)  # adds nothing to either sum
+    total, squares = [0] * n_leads, [0] * n_leads
+    for start in range(0, n_samples, _EXACT_SUM_SAMPLES):
+        part = stored[:, start : start + _EXACT_SUM_SAMPLES].astype(np.float64, order="C")
+        sums, square_sums = part.sum(axis=1), np.matmul(part[:, None, :], part[:, :, None])[:, 0, 0]
+        total = [before + int(more) for before, more in zip(total, sums.tolist(), strict=True)]
+        squares = [before + int(more) for before, more in zip(squares, square_sums.tolist(), strict=True)]
+    mean, std, constant = np.full(n_leads, np.nan), np.full(n_leads, np.nan), np.zeros(n_leads, bool)
+    for lead, n in enumerate(count.tolist()):
+        if n == 0:
+            continue
+        spread = n * squares[lead] - total[lead] ** 2  # n^2 variance, a whole number; 0 if all are equal, only then
+        gain = float(digital.adc_gain_per_mv[lead])
+        mean[lead] = (total[lead] - n * float(digital.baseline[lead])) / n / gain
+        std[lead] = math.sqrt(spread) / n / abs(gain)
+        constant[lead] = spread == 0
+    return LeadStatistics(mean, std, invalid, constant)
+
+
+def bridge_gaps(signal_mv: np.ndarray, max_samples: int) -> np.ndarray:
+    """The signal with a straight line over every run of at most `max_samples` invalid samples between valid ones.
+
+    Longer runs, and those at the start or end, stay invalid. The signal itself where there is nothing to bridge.
+    """
+    invalid = np.isnan(signal_mv)
+    if not invalid.any():
+        return signal_mv
+    edges = np.diff(invalid.astype(np.int8), axis=1, prepend=0, append=0)
+    n_samples = signal_mv.shape[1]
+    bridged = _without_gaps(signal_mv)
+    for (lead, start), stop in zip(np.argwhere(edges == 1), np.argwhere(edges == -1)[:, 1], strict=True):
+        if stop - start > max_samples or start == 0 or stop == n_samples:
+            bridged[lead, start:stop] = np.nan
+    return bridged
+
+
+def _without_gaps(signal_mv: np.ndarray) -> np.ndarray:
+    """A copy with straight lines across invalid samples, the nearest valid value before the first and after the last
+    valid one, and 0 in a lead without any."""
+    filled = signal_mv.copy()
+    at = np.arange(signal_mv.shape[1])
+    for lead in np.flatnonzero(np.isnan(signal_mv).any(axis=1)):
+        valid = ~np.isnan(signal_mv[lead])
+        filled[lead, ~valid] = np.interp(at[~valid], at[valid], signal_mv[lead, valid]) if valid.any() else 0.0
+    return filled
+
+
+@lru_cache(maxsize=16)
+def _interpolation(n_old: int, n_new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each new sample the old ones on both sides and the weight of the right one; where it falls on an old one,
+    that is both. In whole numbers, so that it is known when it does."""
+    steps = max(n_new - 1, 1)
+    left, rest = np.divmod(np.arange(n_new, dtype=np.int64) * (n_old - 1), steps)
+    return left, left + (rest > 0), rest / steps
+
+
 def resample_linear(signal_mv: np.ndarray, from_hz: float, to_hz: float) -> np.ndarray:
     """(lead, time) at `from_hz` -> (lead, int(time * to_hz / from_hz)), first and last samples aligned.
 
     The same as torch's `interpolate(mode="linear", align_corners=True)`. An invalid sample makes invalid only the
-    new samples that lie between it and its neighbours.
+    new samples that lie between it and its neighbours. There is no filter: what is above half of `to_hz` aliases.
     """
     n_old = signal_mv.shape[1]
     n_new = int(n_old * to_hz / from_hz)
     if n_new == n_old:
         return signal_mv
-    position = np.arange(n_new) * ((n_old - 1) / max(n_new - 1, 1))
-    left = np.minimum(position.astype(np.int64), n_old - 1)
-    right = np.minimum(left + 1, n_old - 1)
-    weight = position - left
-    resampled = signal_mv[:, left]
-    inside = weight > 0  # 0 * NaN is NaN: a new sample that falls on an old one needs no neighbour
+    left, right, weight = _interpolation(n_old, n_new)
+    resampled = signal_mv.take(left, axis=1)
     # the difference, not left * (1 - weight) + right * weight: a constant lead stays exactly constant
-    resampled[:, inside] += (signal_mv[:, right[inside]] - resampled[:, inside]) * weight[inside]
+    difference = signal_mv.take(right, axis=1)
+    difference -= resampled
+    difference *= weight.astype(signal_mv.dtype)
+    resampled += difference
     return resampled
+
+
+@lru_cache(maxsize=16)
+def _antialias(up: int, down: int) -> np.ndarray:
+    """The filter of `resample_polyphase` at `up` times the old rate."""
+    from scipy.signal import firwin
+
+    taps: np.ndarray = firwin(20 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
+    return taps
+
+
+def resample_polyphase(signal_mv: np.ndarray, from_hz: float, to_hz: float) -> np.ndarray:
+    """(lead, time) at `from_hz` -> (lead, int(time * to_hz / from_hz)), without aliasing; first samples aligned.
+
+    A low-pass at half of the lower rate without delay (Kaiser window of beta 5, ten samples of the lower rate to both
+    sides): what is below 0.42 of the lower rate stays, of what is above 0.58 less than 0.3 % does. The ratio of the
+    rates is taken as a fraction of at most `LARGEST_DENOMINATOR`. Beyond its ends a lead goes on along the line from
+    its first to its last sample; a constant lead stays exactly constant. A new sample is invalid where one of the
+    two old ones around it is.
+    """
+    from scipy.signal import resample_poly  # half a second to import, for the options alone
+
+    n_old = signal_mv.shape[1]
+    n_new = int(n_old * to_hz / from_hz)
+    if from_hz == to_hz or n_new == 0:
+        return signal_mv[:, :n_new] if n_new < n_old else signal_mv
+    ratio = (Fraction(to_hz) / Fraction(from_hz)).limit_denominator(LARGEST_DENOMINATOR)
+    up, down = ratio.numerator, ratio.denominator
+    invalid = np.isnan(signal_mv)
+    filled = _without_gaps(signal_mv) if invalid.any() else signal_mv
+    # the old time of each new sample, in old samples
+    left, rest = np.divmod(np.arange(n_new, dtype=np.int64) * down, up)
+    first, slope = filled[:, :1], (filled[:, -1:] - filled[:, :1]) / max(n_old - 1, 1)
+    around_line = filled - (first + slope * np.arange(n_old))
+    if (missing := math.ceil(n_new * down / up) - n_old) > 0:  # the fraction is not the ratio to the last sample
+        around_line = np.pad(around_line, ((0, 0), (0, missing)))
+    resampled: np.ndarray = resample_poly(around_line, up, down, axis=1, window=_antialias(up, down))[:, :n_new]
+    resampled = (resampled + (first + slope * (left + rest / up))).astype(signal_mv.dtype)
+    if invalid.any():
+        left = np.minimum(left, n_old - 1)
+        right = np.minimum(left + (rest > 0), n_old - 1)
+        resampled[invalid[:, left] | invalid[:, right]] = np.nan
+    return resampled
+
+
+def bandpass(signal_mv: np.ndarray, sampling_rate_hz: float, low_hz: float, high_hz: float) -> np.ndarray:
+    """(lead, time) between two frequencies, without delay: a Butterworth filter of order `BANDPASS_ORDER` on both
+    sides, forwards and backwards, so that half of the amplitude is left at `low_hz` and at `high_hz`.
+
+    Raises:
+        ValueError: `high_hz` is not below half of the sampling rate, or `low_hz` not below `high_hz`.
+    """
+    from scipy.signal import butter
+
+    if not 0 < low_hz < high_hz < sampling_rate_hz / 2:
+        raise ValueError(
+            f"a band-pass from {low_hz:g} to {high_hz:g} Hz needs 0 < low < high < half of the sampling rate,"
+            f" which is {sampling_rate_hz / 2:g} Hz"
+        )
+    sections = butter(BANDPASS_ORDER, (low_hz, high_hz), "bandpass", fs=sampling_rate_hz, output="sos")
+    filtered, _ = _without_delay(sections, signal_mv, settle_samples=2 * sampling_rate_hz / low_hz)
+    return filtered
+
+
+def notch(signal_mv: np.ndarray, sampling_rate_hz: float, notch_hz: float) -> np.ndarray:
+    """(lead, time) without `notch_hz` (the mains), without delay: a second-order notch of quality `NOTCH_Q`, forwards
+    and backwards: half of the amplitude is left 2.5 Hz beside 50 Hz, 1.5 % of it 0.3 Hz beside.
+
+    Raises:
+        ValueError: `notch_hz` is not below half of the sampling rate.
+    """
+    from scipy.signal import iirnotch, tf2sos
+
+    if not 0 < notch_hz < sampling_rate_hz / 2:
+        raise ValueError(
+            f"a notch at {notch_hz:g} Hz needs a sampling rate of more than {2 * notch_hz:g} Hz,"
+            f" found {sampling_rate_hz:g} Hz"
+        )
+    sections = tf2sos(*iirnotch(notch_hz, NOTCH_Q, fs=sampling_rate_hz))
+    filtered, first_mv = _without_delay(sections, signal_mv, settle_samples=NOTCH_Q * sampling_rate_hz / notch_hz)
+    restored: np.ndarray = filtered + first_mv
+    return restored
+
+
+def _without_delay(sections: np.ndarray, signal_mv: np.ndarray, settle_samples: float) -> tuple[np.ndarray, np.ndarray]:
+    """A filter forwards and backwards over the signal less each lead's first value, and that value (lead, 1).
+
+    Less its first value a constant lead is 0, and so stays exactly constant. The lead is continued at both ends by
+    its point reflection, for as long as the filter takes to settle.
+    """
+    from scipy.signal import sosfiltfilt
+
+    invalid = np.isnan(signal_mv)
+    filled = _without_gaps(signal_mv) if invalid.any() else signal_mv
+    first_mv = filled[:, :1]
+    n_samples = signal_mv.shape[1]
+    if n_samples == 0:
+        return signal_mv, np.zeros((len(signal_mv), 1), signal_mv.dtype)
+    pad = min(math.ceil(settle_samples), n_samples - 1)
+    filtered = sosfiltfilt(sections, (filled - first_mv).astype(np.float64), axis=1, padlen=pad)
+    filtered = filtered.astype(signal_mv.dtype)
+    filtered[invalid] = np.nan
+    return filtered, first_mv
 
 
 def cut_segments(samples: np.ndarray, segment_samples: int) -> np.ndarray:
