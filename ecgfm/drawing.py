@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -32,7 +32,8 @@ SHORT_LAYOUT = tuple(zip(LEADS[:6], LEADS[6:], strict=True))
 RHYTHM_LEAD = "II"
 LONG_SECONDS, SHORT_SECONDS = 10.0, 5.0
 
-_ROW_MM = {True: 28.0, False: 24.0}  # long layout or not
+MAX_SINGLE_LEAD_ROWS = 6
+
 _MARGIN_MM, _PULSE_MM, _TITLE_MM, _FOOT_MM = 5.0, 10.0, 10.0, 10.0
 _PAPER, _FINE, _COARSE, _INK, _QUIET = "#fffdfc", "#f7dfdd", "#ecb3ae", "#111111", "#555555"
 _SALIENCY = LinearSegmentedColormap.from_list("saliency", [(0.0, 0.45, 0.70, 0.0), (0.0, 0.45, 0.70, 0.42)])
@@ -98,76 +99,125 @@ class Panel:
     level: float | None = None
 
 
+@dataclass(frozen=True)
+class _Strip:
+    """A stretch of one lead on the paper.
+
+    lead: its row in the signal; first_s, seconds: the stretch of the recording
+    row, at_s: where it lies on the paper: rows from the top, seconds from the left
+    """
+
+    lead: int
+    first_s: float
+    seconds: float
+    row: int
+    at_s: float
+
+
 def draw_ecg(
-    signal_mv: np.ndarray, sampling_rate_hz: float, saliency: np.ndarray | None = None, title: str = "", dpi: int = 127
+    signal_mv: np.ndarray,
+    sampling_rate_hz: float,
+    saliency: np.ndarray | None = None,
+    title: str = "",
+    dpi: int = 127,
+    leads: Sequence[str] = LEADS,
+    picture_format: Literal["png", "svg"] = "png",
 ) -> bytes:
-    """A PNG of one ECG; see `ecg_figure`. At 127 dots per inch a millimetre is five dots, and the grid is even."""
+    """A PNG or SVG of one ECG; see `ecg_figure`. At 127 dots per inch a millimetre is five dots, and the grid is
+    even; an SVG has no dots and prints true to scale."""
+    no_metadata = {"Software": None} if picture_format == "png" else {"Date": None, "Creator": None}
+    out = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        figure = ecg_figure(signal_mv, sampling_rate_hz, saliency, title)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return out.getvalue()
+        figure = ecg_figure(signal_mv, sampling_rate_hz, saliency, title, leads)
+        options: dict[str, Any] = {"dpi": dpi, "pil_kwargs": {"optimize": True}} if picture_format == "png" else {}
+        figure.savefig(out, format=picture_format, metadata=no_metadata, **options)
+    return out.getvalue() if picture_format == "png" else _with_fonts(out.getvalue().decode()).encode()
 
 
 def ecg_figure(
-    signal_mv: np.ndarray, sampling_rate_hz: float, saliency: np.ndarray | None = None, title: str = ""
+    signal_mv: np.ndarray,
+    sampling_rate_hz: float,
+    saliency: np.ndarray | None = None,
+    title: str = "",
+    leads: Sequence[str] = LEADS,
 ) -> Figure:
     """An ECG at 25 mm/s and 10 mm/mV on paper with lines every 1 and 5 mm, true to scale.
 
-    From 10 s on: three rows of four leads, 2.5 s each and all in one time, above a rhythm strip of lead II. Shorter:
-    six rows of two leads, their first 5 s. Each lead is drawn about its median, as a recorder without direct current
-    draws it. An invalid sample is a gap.
+    All twelve leads and 10 s or more: three rows of four leads, 2.5 s each and all in one time, above a rhythm strip of
+    lead II. Twelve leads and less time: six rows of two leads, their first 5 s. A single lead: rows of 10 s, up to a
+    minute. Any other leads: a row each, their first 10 s. Each lead is drawn about its median, as a recorder without
+    direct current draws it. An invalid sample is a gap.
 
-    signal_mv: (lead, time) in the order of `LEADS`, millivolt; NaN where invalid
+    signal_mv: (lead, time), millivolt; NaN where invalid
     saliency: (time,) 0 to 1, shaded behind all leads; None for none
+    leads: the names of the rows; all twelve standard leads may come in any order and with others, not drawn then
     """
-    if signal_mv.shape[0] != len(LEADS) or (saliency is not None and saliency.shape != signal_mv.shape[1:]):
+    if signal_mv.shape[0] != len(leads) or (saliency is not None and saliency.shape != signal_mv.shape[1:]):
         raise ValueError(
-            f"expected a signal ({len(LEADS)}, time) and a saliency (time,), found {signal_mv.shape} and "
+            f"expected a signal ({len(leads)}, time) and a saliency (time,), found {signal_mv.shape} and "
             f"{None if saliency is None else saliency.shape}"
         )
-    is_long = signal_mv.shape[1] >= LONG_SECONDS * sampling_rate_hz
-    layout = LONG_LAYOUT if is_long else SHORT_LAYOUT
-    n_columns, n_rows = len(layout[0]), len(layout) + is_long
-    seconds = LONG_SECONDS / n_columns if is_long else SHORT_SECONDS
+    total_s = signal_mv.shape[1] / sampling_rate_hz
+    strips = _strips(leads, total_s)
+    n_rows = 1 + max(strip.row for strip in strips)
+    row_mm = 28.0 if n_rows <= 4 else 24.0
     left, bottom = _MARGIN_MM + _PULSE_MM, _FOOT_MM
-    column_mm, row_mm = seconds * MM_PER_S, _ROW_MM[is_long]
-    width, height = left + n_columns * column_mm + _MARGIN_MM, bottom + n_rows * row_mm + _TITLE_MM
+    paper_s = max(strip.at_s + strip.seconds for strip in strips)
+    width = left + paper_s * MM_PER_S + _MARGIN_MM
+    height = bottom + n_rows * row_mm + _TITLE_MM
 
     figure = Figure(figsize=(width / 25.4, height / 25.4), facecolor="white")
     axes: Any = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # one unit is one millimetre
     axes.axis("off")
     paper = _paper(axes, (0, width), (bottom, height - _TITLE_MM))
-    per_lead = round(seconds * sampling_rate_hz)
-    for column in range(n_columns):
-        first = column * per_lead if is_long else 0
+    for strip in strips:
+        first, count = round(strip.first_s * sampling_rate_hz), round(strip.seconds * sampling_rate_hz)
+        at, middle = left + strip.at_s * MM_PER_S, height - _TITLE_MM - (strip.row + 0.5) * row_mm
         if saliency is not None:
-            shown = saliency[None, first : first + per_lead]
-            at = left + column * column_mm
-            extent = (at, at + shown.shape[1] / sampling_rate_hz * MM_PER_S, bottom, height - _TITLE_MM)
+            shown = saliency[None, first : first + count]
+            extent = (at, at + shown.shape[1] / sampling_rate_hz * MM_PER_S, middle - row_mm / 2, middle + row_mm / 2)
             axes.imshow(shown, extent=extent, cmap=_SALIENCY, vmin=0, vmax=1, aspect="auto", zorder=0.5)
-        for row, leads in enumerate(layout):
-            middle = height - _TITLE_MM - (row + 0.5) * row_mm
-            samples = signal_mv[LEADS.index(leads[column]), first : first + per_lead]
-            _lead(axes, leads[column], samples, sampling_rate_hz, (left + column * column_mm, middle))
-            if column == 0:
-                _calibration_pulse(axes, _MARGIN_MM, middle)
-    if is_long:
-        samples = signal_mv[LEADS.index(RHYTHM_LEAD), : round(LONG_SECONDS * sampling_rate_hz)]
-        _lead(axes, RHYTHM_LEAD, samples, sampling_rate_hz, (left, bottom + row_mm / 2))
-        _calibration_pulse(axes, _MARGIN_MM, bottom + row_mm / 2)
+        name = leads[strip.lead]
+        note = f"  from {strip.first_s:g} s" if strip.first_s and strip.at_s == 0 else ""
+        _lead(axes, name, note, signal_mv[strip.lead, first : first + count], sampling_rate_hz, (at, middle))
+        if strip.at_s == 0:
+            _calibration_pulse(axes, _MARGIN_MM, middle)
     for line in axes.lines:
         line.set_clip_path(paper)  # tall complexes may cross other leads, as on paper, but not the title
     axes.text(_MARGIN_MM, height - _TITLE_MM / 2, title, va="center", size=10, color=_INK)
     scale = f"{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV   {sampling_rate_hz:g} Hz"
     axes.text(width - _MARGIN_MM, bottom / 2, scale, va="center", ha="right", size=9, color=_QUIET)
+    drawn_s = max(strip.first_s + strip.seconds for strip in strips)
     if saliency is not None:
         axes.text(_MARGIN_MM, bottom / 2, "attention of the model: low", va="center", size=9, color=_QUIET)
         extent = (52, 77, bottom / 2 - 1.5, bottom / 2 + 1.5)
         axes.imshow(np.linspace(0, 1, 64)[None], extent=extent, cmap=_SALIENCY, vmin=0, vmax=1, aspect="auto")
         axes.text(79, bottom / 2, "high", va="center", size=9, color=_QUIET)
+    elif total_s > drawn_s + 0.05:
+        shown_s = f"the first {drawn_s:g} s of {total_s:.5g} s"
+        axes.text(_MARGIN_MM, bottom / 2, shown_s, va="center", size=9, color=_QUIET)
     axes.set(xlim=(0, width), ylim=(0, height))  # imshow moves them
     return figure
+
+
+def _strips(leads: Sequence[str], total_s: float) -> list[_Strip]:
+    """Which stretch of which lead lies where."""
+    if set(LEADS) <= set(leads):
+        is_long = total_s >= LONG_SECONDS - 1e-9
+        layout = LONG_LAYOUT if is_long else SHORT_LAYOUT
+        seconds = LONG_SECONDS / len(layout[0]) if is_long else SHORT_SECONDS
+        strips = [
+            _Strip(leads.index(lead), column * seconds if is_long else 0.0, seconds, row, column * seconds)
+            for row, names in enumerate(layout)
+            for column, lead in enumerate(names)
+        ]
+        rhythm = _Strip(leads.index(RHYTHM_LEAD), 0.0, LONG_SECONDS, len(layout), 0.0)
+        return [*strips, rhythm] if is_long else strips
+    seconds = LONG_SECONDS if total_s > SHORT_SECONDS else SHORT_SECONDS
+    if len(leads) == 1:
+        n_rows = min(max(math.ceil(total_s / seconds - 1e-9), 1), MAX_SINGLE_LEAD_ROWS)
+        return [_Strip(0, row * seconds, seconds, row, 0.0) for row in range(n_rows)]
+    return [_Strip(lead, 0.0, seconds, lead, 0.0) for lead in range(len(leads))]
 
 
 def draw_panels(panels: Sequence[Panel], n_columns: int = 4, panel_inches: tuple[float, float] = (2.2, 2.2)) -> str:
@@ -199,7 +249,12 @@ def draw_panels(panels: Sequence[Panel], n_columns: int = 4, panel_inches: tuple
         figure.draw_without_rendering()  # the layout settles at its second turn: squares first have to shrink
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue().replace("'DejaVu Sans', sans-serif", _FONTS).replace("'DejaVu Sans'", _FONTS)
+    return _with_fonts(out.getvalue())
+
+
+def _with_fonts(svg: str) -> str:
+    """The drawing with the reader's own fonts in place of the one that it was measured with."""
+    return svg.replace("'DejaVu Sans', sans-serif", _FONTS).replace("'DejaVu Sans'", _FONTS)
 
 
 def _panel(axes: Any, panel: Panel, looks: dict[str, dict[str, Any]], handles: dict[str, Any]) -> None:
@@ -238,11 +293,13 @@ def _paper(axes: Any, across: tuple[float, float], up: tuple[float, float]) -> A
     return paper
 
 
-def _lead(axes: Any, lead: str, samples: np.ndarray, sampling_rate_hz: float, at: tuple[float, float]) -> None:
+def _lead(
+    axes: Any, lead: str, note: str, samples: np.ndarray, sampling_rate_hz: float, at: tuple[float, float]
+) -> None:
     """One lead's trace from `at`: where it begins, and the height of its median; in millimetres."""
     left, middle = at
     valid = ~np.isnan(samples)
-    note = "" if valid.any() else "  no signal"
+    note += "" if valid.any() else "  no signal"
     axes.text(left + 1.5, middle + 8.2, lead + note, weight="bold", size=9, color=_INK, zorder=4)
     axes.vlines(left, middle - 4, middle + 4, color=_QUIET, linewidth=0.8, zorder=2)
     if valid.any():

@@ -1,1 +1,67 @@
 """File formats of ECG recordings, one module each. A reader gives an `EcgRecord` or raises `Rejected`."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from ecgfm.ecg import EcgRecord, FileFacts, Rejected
+from ecgfm.formats import cardiosoft, dicom, edf, hl7_aecg, muse, philips, schiller, scp, wfdb
+
+HEAD_BYTES = 64 * 1024
+"""How much of a file a format sees to know it."""
+
+
+class Format(Protocol):
+    """What a module of a format holds."""
+
+    NAME: str
+
+    def matches(self, head: bytes) -> bool:
+        """Whether a file that begins with `head`, its first `HEAD_BYTES` or all of it, is of this format."""
+        ...
+
+    def read(self, path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
+        """The recording in the file at `path`.
+
+        Raises:
+            Rejected: whatever is wrong with the file.
+        """
+        ...
+
+
+FORMATS: tuple[Format, ...] = (wfdb, muse, philips, schiller, cardiosoft, hl7_aecg, dicom, edf, scp)
+"""Every format that is read. No file is of two of them (tests/test_formats_binary.py)."""
+
+
+def identify(path: Path) -> Format | None:
+    """The format of a file, from its content alone; None where it is of none that is read.
+
+    Raises:
+        Rejected: `missing_signal` or `unreadable_signal`, the file cannot be opened.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise Rejected("unreadable_signal", f"{path.name}: expected a file, found something else")
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except FileNotFoundError as error:
+        raise Rejected("missing_signal", f"{path.name}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a name no file can have
+        raise Rejected("unreadable_signal", f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
+    return next((known for known in FORMATS if known.matches(head)), None)
+
+
+def read_file(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
+    """The recording in a file of any format that is read.
+
+    Raises:
+        InputError: the format needs a package that is not installed.
+        Rejected: `unknown_format`, or what the format's reader says.
+    """
+    known = identify(path)
+    if known is None:
+        names = ", ".join(each.NAME for each in FORMATS)
+        raise Rejected("unknown_format", f"{path.name}: expected one of {names}; found none of them")
+    return known.read(path, record_id)
