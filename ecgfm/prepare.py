@@ -7,20 +7,40 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import polars as pl
 from tqdm import tqdm
 
 from ecgfm.config import PROGRESS_BAR, ListConfig, PrepareConfig
-from ecgfm.contracts import read_table, table_of, write_table
-from ecgfm.ecg import LEADS, EcgRecord, InputError, Rejected
-from ecgfm.shards import ShardWriter, digitise
-from ecgfm.signals import cut_segments, lead_statistics, present_leads, resample_linear, to_standard_leads
+from ecgfm.contracts import empty_table, read_table, write_table
+from ecgfm.ecg import INVALID, Digital, EcgRecord, InputError, Rejected
+from ecgfm.processes import ordered_map, worthwhile
+from ecgfm.quality import assess
+from ecgfm.shards import ShardWriter, digitise, lead_values, round_to_steps
+from ecgfm.signals import (
+    LeadStatistics,
+    bandpass,
+    bridge_gaps,
+    cut_segments,
+    digital_statistics,
+    lead_statistics,
+    notch,
+    present_leads,
+    resample_linear,
+    resample_polyphase,
+    to_standard_leads,
+)
+from ecgfm.sketches import sketch
 from ecgfm.sources import SOURCES, Source
+
+BLOCK_RECORDS = 32  # read and written together; no option: it decides how the shard's bytes lie
 
 
 def source_named(name: str) -> Source:
@@ -55,87 +75,236 @@ def list_source(inputs: Mapping[str, Path], config: ListConfig, out: Path) -> di
     return {"listed": listing.height, "slices": len(index)}
 
 
+@dataclass(frozen=True)
+class PreparedRecord:
+    """One record, ready for its shard and its tables.
+
+    segments: (segment, lead, time) int16
+    per_lead: (4, lead) float64, see `shards.lead_values`
+    facts: the columns of the table `records` that the listing has not
+    quality: the columns of the table `quality`, but for its key
+    sketch: see sketches.py
+    """
+
+    segments: np.ndarray
+    per_lead: np.ndarray
+    facts: dict[str, Any]
+    quality: dict[str, Any]
+    sketch: np.ndarray | None
+
+
 def prepare_slice(inputs: Mapping[str, Path], config: PrepareConfig, out: Path) -> dict[str, int]:
-    """Write `shard.h5`, `records.parquet`, `segments.parquet` and `rejects.parquet` of one slice.
+    """Write one slice: `shard.h5` and the tables `records`, `segments`, `quality`, `sketches` and `rejects`.
 
     inputs: `rows`, the slice's table of the listing; `raw`, the source's raw folder
 
+    A large slice is read and prepared by `config.workers` processes (0: one per core) while this one writes what is
+    done. The bytes written do not depend on their number.
+
     Raises:
-        InputError: a segment would hold no sample, or a rejected record has an unlisted reason.
+        InputError: a segment would hold no sample, or a filter does not go with a record's sampling rate.
     """
     rows = read_table(inputs["rows"], "listing")
     source_name, slice_id = rows["source"][0], rows["slice_id"][0]
-    source = source_named(source_name)
     segment_samples = round(config.segment_seconds * config.sampling_rate_hz)
     if segment_samples < 1:
         raise InputError(
             f"prepare.segment_seconds ({config.segment_seconds}) x prepare.sampling_rate_hz "
             f"({config.sampling_rate_hz}) is less than one sample"
         )
-    records, segments, rejects = [], [], []
-    with ShardWriter(out / "shard.h5", source_name, slice_id, config.sampling_rate_hz, segment_samples) as shard:
-        progress = tqdm(rows.iter_rows(named=True), f"prepare {slice_id}", rows.height, unit=" records", **PROGRESS_BAR)
-        for row in progress:
-            try:
-                facts, first_row = prepare_record(source.read_record(inputs["raw"], row), shard, config)
-            except Rejected as rejected:
-                named = {name: row[name] for name in ("record_id", "source", "slice_id", "raw_path")}
-                rejects.append({**named, "reason": rejected.reason, "detail": rejected.detail})
-                continue
-            records.append({**row, **facts})
-            segments += [
-                {
-                    "record_id": row["record_id"],
-                    "segment_index": index,
-                    "shard_row": first_row + index,
-                    "start_s": index * config.segment_seconds,
-                }
-                for index in range(facts["n_segments"])
-            ]
-    record_table = table_of("records", records)
-    write_table(record_table, "records", out / "records.parquet")
-    write_table(table_of("segments", segments), "segments", out / "segments.parquet", {"records": record_table})
-    write_table(table_of("rejects", rejects), "rejects", out / "rejects.parquet")
-    assert len(records) + len(rejects) == rows.height
-    reasons = Counter(reject["reason"] for reject in rejects)
-    return {
-        "listed": rows.height,
-        "prepared": len(records),
-        "rejected": len(rejects),
-        "segments": len(segments),
-        **{f"rejected: {reason}": count for reason, count in sorted(reasons.items())},
-    }
+    blocks = (rows[first : first + BLOCK_RECORDS].to_dicts() for first in range(0, rows.height, BLOCK_RECORDS))
+    prepare = partial(prepare_block, source_name, inputs["raw"], config)
+    tables = _Tables()
+    shard = ShardWriter(out / "shard.h5", source_name, slice_id, config.sampling_rate_hz, segment_samples, config.leads)
+    with shard, tqdm(desc=f"prepare {slice_id}", total=rows.height, unit=" records", **PROGRESS_BAR) as progress:
+        for block in ordered_map(prepare, blocks, worthwhile(rows.height, config.workers)):
+            prepared = [one for one in block if isinstance(one, PreparedRecord)]
+            if prepared:
+                counts = [len(one.segments) for one in prepared]
+                per_lead = np.repeat(np.stack([one.per_lead for one in prepared]), counts, axis=0)
+                shard.append(np.concatenate([one.segments for one in prepared]), per_lead)
+            tables.add(block)
+            progress.update(len(block))
+    return tables.write(rows, config.segment_seconds, out)
 
 
-def prepare_record(record: EcgRecord, shard: ShardWriter, config: PrepareConfig) -> tuple[dict[str, Any], int]:
-    """Put one record's segments into the shard; returns its columns of `records` and its first row in the shard.
+def prepare_block(
+    source_name: str, raw_dir: Path, config: PrepareConfig, rows: Sequence[Mapping[str, Any]]
+) -> list[PreparedRecord | Rejected]:
+    """What becomes of some rows of a listing, in their order.
+
+    Raises:
+        InputError: see `prepare_slice`.
+    """
+    source = SOURCES[source_name]
+    block: list[PreparedRecord | Rejected] = []
+    for row in rows:
+        try:
+            block.append(prepare_record(source.read_record(raw_dir, row), config))
+        except Rejected as rejected:
+            block.append(rejected)
+    return block
+
+
+def prepare_record(record: EcgRecord, config: PrepareConfig) -> PreparedRecord:
+    """One record by the recipe of `config`.
 
     Raises:
         Rejected: the record cannot be used.
+        InputError: the filter does not go with the record's sampling rate.
     """
-    standard = to_standard_leads(record)
-    raw = lead_statistics(standard.signal_mv)
-    if np.isnan(raw.mean_mv).all():
-        raise Rejected("no_valid_sample", f"all samples of {', '.join(present_leads(record))} are invalid")
-    resampled = resample_linear(standard.signal_mv, record.sampling_rate_hz, config.sampling_rate_hz)
-    lossless = standard.digital is not None and resampled is standard.signal_mv
-    digital = standard.digital if lossless else digitise(resampled)
-    assert digital is not None
-    at_rate = raw if lossless else lead_statistics(resampled)
-    segments = cut_segments(digital.digital, shard.segment_samples)
-    rows = shard.append(segments, digital, at_rate.mean_mv, at_rate.std_mv)
+    standard, raw = _standard(record, config)
+    recorded_mv = standard.to_mv(np.float32) if isinstance(standard, Digital) else standard.astype(np.float32)
+    quality = assess(recorded_mv, record.sampling_rate_hz, config.leads)
+    signal = _at_rate(_filtered(standard, record, config), record.sampling_rate_hz, config)
+    if isinstance(signal, Digital):  # as recorded: kept without loss
+        digital, statistics, prepared_mv = signal, raw, recorded_mv
+    else:
+        digital, statistics, prepared_mv = digitise(signal), lead_statistics(signal), signal.astype(np.float32)
+    segments = cut_segments(digital.digital, round(config.segment_seconds * config.sampling_rate_hz))
     facts = {
         "sampling_rate_hz": record.sampling_rate_hz,
         "n_samples": record.n_samples,
         "n_segments": len(segments),
-        "leads": present_leads(record),
-        "invalid_leads": _named(raw.invalid),
-        "constant_leads": _named(raw.constant),
+        "leads": present_leads(record, config.leads),
+        "invalid_leads": _named(config.leads, raw.invalid),
+        "constant_leads": _named(config.leads, raw.constant),
         "lead_mean_mv": raw.mean_mv.tolist(),
         "lead_std_mv": raw.std_mv.tolist(),
     }
-    return facts, rows.start
+    per_lead = lead_values(digital, statistics.mean_mv, statistics.std_mv)
+    outline = sketch(prepared_mv, config.sampling_rate_hz, config.leads)
+    return PreparedRecord(segments, per_lead, facts, quality.columns(), outline)
 
 
-def _named(flags: Any) -> list[str]:
-    return [lead for lead, flag in zip(LEADS, flags, strict=True) if flag]
+def _standard(record: EcgRecord, config: PrepareConfig) -> tuple[Digital | np.ndarray, LeadStatistics]:
+    """The chosen leads as recorded, but for gaps that are bridged, and their statistics.
+
+    Raises:
+        Rejected: nothing to use, or what the config turns away.
+    """
+    signal = to_standard_leads(record, config.leads).signal
+    raw = _statistics(signal)
+    present = present_leads(record, config.leads)
+    if config.gaps == "bridge" and raw.invalid.any():
+        max_samples = int(config.bridge_ms * record.sampling_rate_hz / 1000)
+        signal = _bridged(signal, max_samples)
+        raw = _statistics(signal)
+    if np.isnan(raw.mean_mv).all():
+        raise Rejected("no_valid_sample", f"all samples of {', '.join(present)} are invalid")
+    if config.gaps == "reject" and (gaps := [lead for lead in _named(config.leads, raw.invalid) if lead in present]):
+        raise Rejected("invalid_sample", f"{', '.join(gaps)}: invalid samples, and prepare.gaps is reject")
+    if config.constant_leads == "reject" and raw.constant.any():
+        constant = ", ".join(_named(config.leads, raw.constant))
+        raise Rejected("constant_lead", f"{constant}: does not vary, and prepare.constant_leads is reject")
+    return signal, raw
+
+
+def _statistics(signal: Digital | np.ndarray) -> LeadStatistics:
+    return digital_statistics(signal) if isinstance(signal, Digital) else lead_statistics(signal)
+
+
+def _bridged(signal: Digital | np.ndarray, max_samples: int) -> Digital | np.ndarray:
+    """The signal with short gaps bridged; every other stored value stays as it is."""
+    if not isinstance(signal, Digital):
+        return bridge_gaps(signal, max_samples)
+    bridged_mv = bridge_gaps(signal.to_mv(), max_samples)
+    filled = (signal.digital == INVALID) & ~np.isnan(bridged_mv)
+    steps = round_to_steps(bridged_mv, signal.adc_gain_per_mv, signal.baseline)
+    return replace(signal, digital=np.where(filled, steps, signal.digital))
+
+
+def _filtered(signal: Digital | np.ndarray, record: EcgRecord, config: PrepareConfig) -> Digital | np.ndarray:
+    if config.filter == "none":
+        return signal
+    signal_mv = signal.to_mv() if isinstance(signal, Digital) else signal
+    try:
+        if config.filter == "bandpass":
+            return bandpass(signal_mv, record.sampling_rate_hz, *config.bandpass_hz)
+        return notch(signal_mv, record.sampling_rate_hz, config.notch_hz)
+    except ValueError as error:
+        raise InputError(f"prepare.filter {config.filter}: {record.record_id}: {error}") from error
+
+
+def _at_rate(signal: Digital | np.ndarray, from_hz: float, config: PrepareConfig) -> Digital | np.ndarray:
+    if from_hz == config.sampling_rate_hz:
+        return signal
+    resample = resample_linear if config.resample == "linear" else resample_polyphase
+    return resample(signal.to_mv() if isinstance(signal, Digital) else signal, from_hz, config.sampling_rate_hz)
+
+
+class _Tables:
+    """The rows of a slice's tables, record by record in the order of the listing."""
+
+    def __init__(self) -> None:
+        self._kept: list[bool] = []
+        self._prepared: list[tuple[dict[str, Any], dict[str, Any], list[int] | None]] = []
+        self._rejected: list[Rejected] = []
+
+    def add(self, block: Sequence[PreparedRecord | Rejected]) -> None:
+        """Remember what the tables need of some records; not their signals."""
+        for one in block:
+            self._kept.append(isinstance(one, PreparedRecord))
+            if isinstance(one, PreparedRecord):
+                outline = None if one.sketch is None else one.sketch.tolist()
+                self._prepared.append((one.facts, one.quality, outline))
+            else:
+                self._rejected.append(one)
+
+    def write(self, rows: pl.DataFrame, segment_seconds: float, out: Path) -> dict[str, int]:
+        """Write the tables of the slice whose listing is `rows`; the counts of what became of them."""
+        assert len(self._kept) == rows.height
+        listed = rows.filter(pl.Series(self._kept, dtype=pl.Boolean))
+        ids = listed.select("record_id")
+        records = listed.hstack(_table("records", [facts for facts, _, _ in self._prepared], listed.columns))
+        records = records.select(empty_table("records").columns)
+        counts = records["n_segments"].to_numpy()
+        first_rows = np.cumsum(counts) - counts
+        shard_row = np.arange(counts.sum())
+        index = shard_row - np.repeat(first_rows, counts)
+        segments = pl.DataFrame(
+            {
+                "record_id": listed["record_id"].gather(np.repeat(np.arange(len(counts)), counts)),
+                "segment_index": index,
+                "shard_row": shard_row,
+                "start_s": index * segment_seconds,
+            }
+        )
+        quality = ids.hstack(_table("quality", [quality for _, quality, _ in self._prepared], ids.columns))
+        sketches = records.select(
+            "record_id", duration_s=pl.col("n_samples") / pl.col("sampling_rate_hz")
+        ).with_columns(sketch=pl.Series([outline for _, _, outline in self._prepared], dtype=pl.List(pl.Int8)))
+        rejects = rows.filter(~pl.Series(self._kept, dtype=pl.Boolean)).select(
+            "record_id",
+            "source",
+            "slice_id",
+            "raw_path",
+            reason=pl.Series([one.reason for one in self._rejected], dtype=pl.String),
+            detail=pl.Series([one.detail for one in self._rejected], dtype=pl.String),
+        )
+        for name, table in (
+            ("records", records),
+            ("segments", segments),
+            ("quality", quality),
+            ("sketches", sketches),
+            ("rejects", rejects),
+        ):
+            write_table(table, name, out / f"{name}.parquet", {"records": records})
+        reasons = Counter(one.reason for one in self._rejected)
+        return {
+            "listed": rows.height,
+            "prepared": records.height,
+            "rejected": rejects.height,
+            "segments": segments.height,
+            **{f"rejected: {reason}": count for reason, count in sorted(reasons.items())},
+        }
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]], but: Sequence[str]) -> pl.DataFrame:
+    """The columns of a contract, but for some, from rows as mappings."""
+    schema = {column: kind for column, kind in empty_table(name).schema.items() if column not in but}
+    return pl.DataFrame({column: [row[column] for row in rows] for column in schema}, schema=schema)
+
+
+def _named(leads: Sequence[str], flags: np.ndarray) -> list[str]:
+    return [lead for lead, flag in zip(leads, flags, strict=True) if flag]

@@ -38,49 +38,62 @@ def digitise(signal_mv: np.ndarray) -> Digital:
         elif high != 0:  # constant: the whole range of one sign for its one value
             gain[lead] = DIGITAL_MAX / max(abs(high), SMALLEST_RANGE_MV)
         baseline[lead] = DIGITAL_MIN - low * gain[lead] if high > low else 0.0
-    with np.errstate(invalid="ignore"):
-        scaled = np.rint(signal_mv * gain[:, None] + baseline[:, None])
-    stored = np.where(valid, np.clip(scaled, DIGITAL_MIN, DIGITAL_MAX), INVALID).astype(np.int16)
-    return Digital(stored, gain, baseline)
+    return Digital(round_to_steps(signal_mv, gain, baseline), gain, baseline)
+
+
+def round_to_steps(signal_mv: np.ndarray, adc_gain_per_mv: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """(lead, time) millivolt -> the nearest stored values, int16; invalid samples become `INVALID`."""
+    steps = np.rint(signal_mv * adc_gain_per_mv[:, None] + baseline[:, None])
+    steps = np.where(np.isnan(signal_mv), INVALID, np.clip(steps, DIGITAL_MIN, DIGITAL_MAX))
+    return steps.astype(np.int16)
+
+
+def lead_values(digital: Digital, mean_mv: np.ndarray, std_mv: np.ndarray) -> np.ndarray:
+    """(4, lead) float64, in the order of `PER_LEAD`: gain and baseline of the stored values; mean and standard
+    deviation of the whole record at the shard's rate, which `ShardReader` standardises by."""
+    return np.stack([digital.adc_gain_per_mv, digital.baseline, mean_mv, std_mv])
 
 
 class ShardWriter:
     """Appends segments to a new shard. Use as a context manager."""
 
-    def __init__(self, path: Path, source: str, slice_id: str, sampling_rate_hz: float, segment_samples: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: str,
+        slice_id: str,
+        sampling_rate_hz: float,
+        segment_samples: int,
+        leads: Sequence[str] = LEADS,
+    ) -> None:
         self._file = h5py.File(path, "w", libver=("v110", "v110"))
         self._file.attrs.update(
             format=FORMAT,
             source=source,
             slice_id=slice_id,
             sampling_rate_hz=float(sampling_rate_hz),
-            leads=list(LEADS),
+            leads=list(leads),
         )
-        self.segment_samples = segment_samples
-        shape = (len(LEADS), segment_samples)
-        self._file.create_dataset("digital", (0, *shape), "int16", maxshape=(None, *shape), chunks=(1, *shape))
-        for name in PER_LEAD:
-            self._file.create_dataset(
-                name, (0, len(LEADS)), "float64", maxshape=(None, len(LEADS)), chunks=(256, len(LEADS))
-            )
+        self._n_leads = len(leads)
+        shape = (len(leads), segment_samples)
+        self._digital = self._file.create_dataset(
+            "digital", (0, *shape), "int16", maxshape=(None, *shape), chunks=(1, *shape)
+        )
+        self._per_lead: list[np.ndarray] = []  # 400 bytes a segment: written at the end, at once
         self.n_segments = 0
 
-    def append(self, segments: np.ndarray, digital: Digital, mean_mv: np.ndarray, std_mv: np.ndarray) -> range:
-        """Add the segments of one record; returns their rows.
+    def append(self, segments: np.ndarray, per_lead: np.ndarray) -> range:
+        """Add segments; returns their rows.
 
-        segments: (segment, lead, time) int16, of `digital`; mean_mv, std_mv: (lead,) of the whole record at the
-            shard's rate, what `ShardReader` standardises by
+        segments: (segment, lead, time) int16
+        per_lead: (segment, 4, lead) float64 of `lead_values`, or (4, lead) where the segments are of one record
         """
         rows = range(self.n_segments, self.n_segments + len(segments))
-        self.n_segments = rows.stop
         if rows:
-            self._file["digital"].resize(rows.stop, axis=0)
-            self._file["digital"][rows.start : rows.stop] = segments
-            for name, values in zip(
-                PER_LEAD, (digital.adc_gain_per_mv, digital.baseline, mean_mv, std_mv), strict=True
-            ):
-                self._file[name].resize(rows.stop, axis=0)
-                self._file[name][rows.start : rows.stop] = values
+            self.n_segments = rows.stop
+            self._digital.resize(rows.stop, axis=0)
+            self._digital[rows.start : rows.stop] = segments
+            self._per_lead.append(np.broadcast_to(per_lead, (len(segments), len(PER_LEAD), self._n_leads)))
         return rows
 
     def __enter__(self) -> ShardWriter:
@@ -89,7 +102,13 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            if kind is None:
+                values = np.concatenate([np.empty((0, len(PER_LEAD), self._n_leads)), *self._per_lead])
+                for name, value in zip(PER_LEAD, values.swapaxes(0, 1), strict=True):
+                    self._file.create_dataset(name, data=value)
+        finally:
+            self._file.close()
 
 
 class ShardReader:

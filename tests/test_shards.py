@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgfm.ecg import INVALID, LEADS, Digital, InputError
-from ecgfm.shards import ShardReader, ShardWriter, digitise
+from ecgfm.shards import ShardReader, ShardWriter, digitise, lead_values
 from ecgfm.signals import cut_segments, lead_statistics
 
 LENGTH = 50
@@ -31,7 +31,8 @@ def recorded(seed: int, n_samples: int = 3 * LENGTH) -> Digital:
 
 def append(shard: ShardWriter, digital: Digital) -> range:
     statistics = lead_statistics(digital.to_mv())
-    return shard.append(cut_segments(digital.digital, LENGTH), digital, statistics.mean_mv, statistics.std_mv)
+    values = lead_values(digital, statistics.mean_mv, statistics.std_mv)
+    return shard.append(cut_segments(digital.digital, LENGTH), values)
 
 
 def write(path: Path, *recordings: Digital) -> Path:

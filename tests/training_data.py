@@ -15,7 +15,7 @@ from ecgfm.config import ModelConfig, PretrainConfig
 from ecgfm.contracts import write_table
 from ecgfm.ecg import INVALID, LEADS
 from ecgfm.label_space import Label, LabelSpace
-from ecgfm.shards import ShardWriter, digitise
+from ecgfm.shards import ShardWriter, digitise, lead_values
 
 RATE_HZ = 100.0
 SEGMENT_SAMPLES = 256
@@ -78,7 +78,7 @@ def write_inputs(folder: Path, n_train: int = 20, n_valid: int = 8, seed: int = 
         segments = digital.digital.reshape(len(LEADS), 2, SEGMENT_SAMPLES).swapaxes(0, 1)
         with np.errstate(invalid="ignore"):
             mean_mv, std_mv = mean_and_std(signal_mv)
-        place = writers[number % 2].append(segments, digital, mean_mv, std_mv)
+        place = writers[number % 2].append(segments, lead_values(digital, mean_mv, std_mv))
         record = {
             "record_id": f"toy/{number:03d}",
             "patient_id": f"toy/p{number // 2}" if number != 5 else None,
