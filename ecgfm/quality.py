@@ -93,32 +93,26 @@ def assess(signal_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str])
     if n_windows < _MIN_WINDOWS:
         return _quality(measured, None)
     windows = signal_mv[:, : n_windows * window_samples].reshape(n_leads, n_windows, window_samples)
-    projected = windows.reshape(-1, window_samples) @ _basis(sampling_rate_hz)
-    projected = projected.reshape(n_leads, n_windows, -1)
-    steps_mv, waves_mv = projected[..., :_STEPS], projected[..., _STEPS:]
-    highest_mv, lowest_mv = signal_mv.max(axis=1), signal_mv.min(axis=1)
+    projected = (windows.reshape(-1, window_samples) @ _basis(sampling_rate_hz)).reshape(n_leads, n_windows, -1)
+    means_mv, steps_mv, waves_mv = projected[..., 0], projected[..., 1 : 1 + _STEPS], projected[..., 1 + _STEPS :]
+    lowest_mv, highest_mv = signal_mv.min(axis=1), signal_mv.max(axis=1)
     gappy = np.isnan(highest_mv)
     whole = np.flatnonzero(~gappy) if gappy.any() else slice(None)  # a slice copies nothing
-    measured[:, whole] = [
-        _flat(windows[whole]).mean(axis=1),
-        _clipped_samples(signal_mv[whole], lowest_mv[whole], highest_mv[whole]) / n_samples,
-        *_powerline_and_noise_uv(waves_mv[whole], sampling_rate_hz),
-        _wander_uv(steps_mv[whole].mean(axis=2), window_samples / sampling_rate_hz),
-    ]
+    measured[0, whole] = _flat_share(windows[whole])
+    measured[1, whole] = _clipped_samples(signal_mv[whole], lowest_mv[whole], highest_mv[whole]) / n_samples
+    measured[2:4, whole] = _powerline_and_noise_uv(waves_mv[whole], sampling_rate_hz)
+    measured[4, whole] = _wander_uv(means_mv[whole], window_samples / sampling_rate_hz)
     for lead in np.flatnonzero(gappy):
         valid = ~np.isnan(windows[lead]).any(axis=1)
         if valid.sum() < _MIN_WINDOWS:
             continue
-        samples_mv = signal_mv[lead, None]
+        samples_mv, at = signal_mv[lead, None], np.arange(n_windows)
         clipped = _clipped_samples(samples_mv, np.fmin.reduce(samples_mv, axis=1), np.fmax.reduce(samples_mv, axis=1))
-        at = np.arange(n_windows)
-        means_mv = np.interp(at, at[valid], steps_mv[lead, valid].mean(axis=1))  # wander goes on across a gap
-        measured[:, lead, None] = [
-            _flat(windows[lead][valid][None]).mean(axis=1),
-            clipped / np.count_nonzero(~np.isnan(samples_mv)),
-            *_powerline_and_noise_uv(waves_mv[lead][valid][None], sampling_rate_hz),
-            _wander_uv(means_mv[None], window_samples / sampling_rate_hz),
-        ]
+        bridged_mv = np.interp(at, at[valid], means_mv[lead, valid]).astype(np.float32)  # wander does not stop in a gap
+        measured[0, lead, None] = _flat_share(windows[lead][valid][None])
+        measured[1, lead, None] = clipped / np.count_nonzero(~np.isnan(samples_mv))
+        measured[2:4, lead, None] = _powerline_and_noise_uv(waves_mv[lead][valid][None], sampling_rate_hz)
+        measured[4, lead, None] = _wander_uv(bridged_mv[None], window_samples / sampling_rate_hz)
     return _quality(measured, _suspected_reversal(steps_mv.reshape(n_leads, -1), leads))
 
 
@@ -129,8 +123,8 @@ def _quality(measured: np.ndarray, suspected_reversal: Reversal | None) -> Quali
 
 @lru_cache(maxsize=32)
 def _basis(sampling_rate_hz: float) -> np.ndarray:
-    """(sample of a window, column) float32: the means of `_STEPS` steps, then the cosines of `_WAVES_HZ`, then their
-    sines, tapered so that a sine's two products have its amplitude as their length."""
+    """(sample of a window, column) float32: its mean; the means of its `_STEPS` steps; the cosines of `_WAVES_HZ` and
+    their sines, tapered so that a sine's two products have its amplitude as their length."""
     n = round(WINDOW_S * sampling_rate_hz)
     edges = np.round(np.arange(_STEPS + 1) * n / _STEPS)
     at = np.arange(n)[:, None]
@@ -141,8 +135,8 @@ def _basis(sampling_rate_hz: float) -> np.ndarray:
     # where 200 ms are no whole number of samples, an electrode's offset and drift would leak in: take them out
     line = np.linalg.qr(np.concatenate([np.ones_like(at), at - at.mean()], axis=1).astype(np.float64))[0]
     waves -= line @ (line.T @ waves)
-    basis: np.ndarray = np.concatenate([steps / steps.sum(axis=0), waves], axis=1).astype(np.float32)
-    return basis
+    basis = np.concatenate([np.full((n, 1), 1 / n), steps / steps.sum(axis=0), waves], axis=1)
+    return basis.astype(np.float32)
 
 
 @lru_cache(maxsize=64)
@@ -154,44 +148,55 @@ def _wander_basis(n_windows: int, window_s: float) -> np.ndarray:
     return basis
 
 
-def _flat(windows: np.ndarray) -> np.ndarray:
-    """(lead, window, sample) -> (lead, window) bool: all samples are equal."""
+@lru_cache(maxsize=1)
+def _powers() -> np.ndarray:
+    """(squares of the cosines and sines of `_WAVES_HZ`, column) float32: their sums at 50, 60, 40 and 70 Hz, and the
+    mean of those of `_NOISE_HZ`."""
+    powers = np.zeros((2, len(_WAVES_HZ), 5), np.float32)
+    powers[:, range(4), range(4)] = 1
+    powers[:, len(_MAINS_HZ) :, 4] = 1 / len(_NOISE_HZ)
+    return powers.reshape(-1, 5)
+
+
+def _flat_share(windows: np.ndarray) -> np.ndarray:
+    """(lead, window, sample) -> (lead,): the share of windows in which all samples are equal."""
     first, middle, last = windows[..., 0], windows[..., windows.shape[-1] // 2], windows[..., -1]
     flat: np.ndarray = (first == middle) & (first == last)  # few windows of a living lead pass, and are looked at
-    flat[flat] = (windows[flat] == windows[flat][:, :1]).all(axis=1)
-    return flat
+    if flat.any():
+        flat[flat] = (windows[flat] == windows[flat][:, :1]).all(axis=1)
+    share: np.ndarray = np.add.reduce(flat, axis=1, dtype=np.float32) / flat.shape[1]
+    return share
 
 
 def _clipped_samples(signal_mv: np.ndarray, lowest_mv: np.ndarray, highest_mv: np.ndarray) -> np.ndarray:
     """(lead, time) -> (lead,): samples in runs of at least 3 at the lead's lowest or highest value."""
     n_leads, n_samples = signal_mv.shape
+    clipped = np.zeros(n_leads)
     extreme = np.flatnonzero((signal_mv == lowest_mv[:, None]) | (signal_mv == highest_mv[:, None]))
-    lead = extreme // n_samples
     values = signal_mv.reshape(-1)[extreme]
-    goes_on = (np.diff(extreme) == 1) & (np.diff(lead) == 0) & (values[1:] == values[:-1])
-    starts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
-    lengths = np.diff(np.append(starts, len(extreme)))
-    clipped = np.bincount(lead[starts], np.where(lengths >= 3, lengths, 0), minlength=n_leads)
-    clipped[lowest_mv == highest_mv] = 0
+    goes_on = (extreme[1:] == extreme[:-1] + 1) & (values[1:] == values[:-1]) & (extreme[1:] % n_samples != 0)
+    if (goes_on[1:] & goes_on[:-1]).any():
+        starts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+        lengths = np.diff(np.append(starts, len(extreme)))
+        np.add.at(clipped, extreme[starts] // n_samples, np.where(lengths >= 3, lengths, 0))
+        clipped[lowest_mv == highest_mv] = 0
     return clipped
 
 
 def _powerline_and_noise_uv(waves_mv: np.ndarray, sampling_rate_hz: float) -> tuple[np.ndarray, np.ndarray]:
     """(lead, window, cosines and sines of `_WAVES_HZ`) -> amplitude of the mains, noise: each (lead,)."""
-    power = waves_mv[..., : len(_WAVES_HZ)] ** 2 + waves_mv[..., len(_WAVES_HZ) :] ** 2  # a sine's amplitude squared
-    looked_at = np.empty((len(power), 5, power.shape[1]), np.float32)
-    looked_at[:, :4] = power[..., :4].swapaxes(1, 2)
-    looked_at[:, 4] = power[..., 2:].mean(axis=2)
+    n_leads, n_windows, _ = waves_mv.shape
+    squares = (waves_mv * waves_mv).reshape(n_leads * n_windows, -1)
+    looked_at = (squares @ _powers()).reshape(n_leads, n_windows, -1).swapaxes(1, 2).copy()
     looked_at.sort(axis=2)
-    middle = looked_at.shape[2] // 2
-    typical = (looked_at[..., middle] + looked_at[..., (looked_at.shape[2] - 1) // 2]) / 2
-    mains, (below, above), noise = typical[:, :2], typical[:, 2:4].T, typical[:, 4]
+    typical = (looked_at[..., n_windows // 2] + looked_at[..., (n_windows - 1) // 2]) / 2  # the median
+    at_50, at_60, below, above, noise = typical.T
     # the floor at 50 and at 60 Hz: a third and two thirds of the way from 40 to 70, in decibels, as spectra fall
-    floor = np.stack([below**2 * above, below * above**2], axis=1) ** (1 / 3)
-    powerline_uv = 1e3 * np.sqrt(np.maximum(mains - floor, 0).max(axis=1))
+    excess = np.maximum(at_50 - np.cbrt(below**2 * above), at_60 - np.cbrt(below * above**2))
+    powerline_uv = 1e3 * np.sqrt(np.maximum(excess, 0))
     # Hann's taper lets the noise of 1.5 bins, of 1 / WINDOW_S each, through; a sine of amplitude 1 has a power of 1/2
     noise_uv = 1e3 * np.sqrt(noise / 2 / _NOISE_MEDIAN * _NOISE_BAND_HZ * WINDOW_S / 1.5)
-    nothing = np.full(len(power), np.nan, np.float32)
+    nothing = np.full(n_leads, np.nan, np.float32)
     return (
         powerline_uv if sampling_rate_hz >= _POWERLINE_RATE_HZ else nothing,
         noise_uv if sampling_rate_hz >= _NOISE_RATE_HZ else nothing,
@@ -201,13 +206,15 @@ def _powerline_and_noise_uv(waves_mv: np.ndarray, sampling_rate_hz: float) -> tu
 def _wander_uv(means_mv: np.ndarray, window_s: float) -> np.ndarray:
     """(lead, window) means -> (lead,): root mean square of what is slow, in stretches of 10 s; the last stretch ends
     with the recording, and so may share windows with the one before."""
-    n_windows = means_mv.shape[1]
+    n_leads, n_windows = means_mv.shape
     stretch = min(n_windows, _WANDER_WINDOWS)
+    cosines = _wander_basis(stretch, window_s)
+    around_mean_mv = means_mv - np.add.reduce(means_mv, axis=1, keepdims=True) / n_windows
     starts = np.minimum(np.arange(0, n_windows, stretch), n_windows - stretch)
-    around_mean = means_mv - means_mv.mean(axis=1, keepdims=True)
-    stretches = around_mean[:, starts[:, None] + np.arange(stretch)]  # (lead, stretch, window)
-    slow = stretches @ _wander_basis(stretch, window_s)
-    wander_uv: np.ndarray = 1e3 * np.sqrt((slow**2).sum(axis=2).mean(axis=1) / stretch)
+    slow = np.zeros(n_leads, np.float32)
+    for start in starts.tolist():
+        slow += ((around_mean_mv[:, start : start + stretch] @ cosines) ** 2).sum(axis=1)
+    wander_uv: np.ndarray = 1e3 * np.sqrt(slow / (len(starts) * stretch))
     return wander_uv
 
 
@@ -221,7 +228,8 @@ def _suspected_reversal(steps_mv: np.ndarray, leads: Sequence[str]) -> Reversal 
     names = ("I", "II", "III", "aVR", "aVL", "aVF", "V6")
     if not set(names) <= set(leads):
         return None
-    change = np.diff(steps_mv[[leads.index(name) for name in names]], axis=1)  # wander changes little in 40 ms
+    steps_mv = steps_mv[[leads.index(name) for name in names]]
+    change = steps_mv[:, 1:] - steps_mv[:, :-1]  # in 40 ms wander changes little
     change[np.isnan(change)] = 0
     products = change @ change.T
     size = np.sqrt(np.diag(products))

@@ -188,6 +188,8 @@ def resample_linear(signal_mv: np.ndarray, from_hz: float, to_hz: float) -> np.n
 @lru_cache(maxsize=16)
 def _antialias(up: int, down: int) -> np.ndarray:
     """The filter of `resample_polyphase` at `up` times the old rate."""
+    if up == down:
+        return np.ones(1)
     from scipy.signal import firwin
 
     taps: np.ndarray = firwin(20 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
