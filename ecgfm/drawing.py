@@ -184,7 +184,7 @@ def ecg_figure(
             _calibration_pulse(axes, _MARGIN_MM, middle)
     for line in axes.lines:
         line.set_clip_path(paper)  # tall complexes may cross other leads, as on paper, but not the title
-    axes.text(_MARGIN_MM, height - _TITLE_MM / 2, title, va="center", size=10, color=_INK)
+    axes.text(_MARGIN_MM, height - _TITLE_MM / 2, title, va="center", size=10, color=_INK, parse_math=False)
     scale = f"{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV   {sampling_rate_hz:g} Hz"
     axes.text(width - _MARGIN_MM, bottom / 2, scale, va="center", ha="right", size=9, color=_QUIET)
     drawn_s = max(strip.first_s + strip.seconds for strip in strips)
@@ -300,7 +300,7 @@ def _lead(
     left, middle = at
     valid = ~np.isnan(samples)
     note += "" if valid.any() else "  no signal"
-    axes.text(left + 1.5, middle + 8.2, lead + note, weight="bold", size=9, color=_INK, zorder=4)
+    axes.text(left + 1.5, middle + 8.2, lead + note, weight="bold", size=9, color=_INK, zorder=4, parse_math=False)
     axes.vlines(left, middle - 4, middle + 4, color=_QUIET, linewidth=0.8, zorder=2)
     if valid.any():
         x = left + np.arange(len(samples)) / sampling_rate_hz * MM_PER_S
