@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -39,6 +39,9 @@ _LEVEL_STEP = 0.04  # of the natural logarithm
 _LEVEL_0_MV = 0.05
 _FLAT_MV = 1e-5
 _INVALID_SHARE = 0.2  # of a lead's blocks without a valid sample; above it the lead is absent
+
+_BANDS, _BITS = 24, 24  # per lead: see `near_pairs`
+_AT_ONCE = 100_000  # rows, so that memory stays in the tens of megabytes
 
 
 def sketch(signal_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str] = LEADS) -> np.ndarray | None:
@@ -147,13 +150,70 @@ def similarity(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarr
         the spread of the levels: by what factor the leads that both have differ beyond a common gain, 1 where they
         have one lead in common: (pair,)
     """
-    cosines = np.full((2, len(one)), np.nan)
-    for half in range(2):
-        numbers = slice(half * _NUMBERS, (half + 1) * _NUMBERS)
-        a, b = one[:, numbers].astype(np.float32), other[:, numbers].astype(np.float32)
-        size = np.sqrt(np.einsum("pn,pn->p", a, a) * np.einsum("pn,pn->p", b, b))
-        np.divide(np.einsum("pn,pn->p", a, b), size, out=cosines[half], where=size > 0)
+    halves = [slice(half * _NUMBERS, (half + 1) * _NUMBERS) for half in range(2)]
+    cosines = [_cosine(one[:, half], other[:, half]) for half in halves]
     a, b = (levels[:, LEVELS].astype(np.float32) for levels in (one, other))
     difference = np.where((a == _ABSENT) | (b == _ABSENT), np.nan, a - b)
     steps = np.fmax.reduce(difference, axis=1) - np.fmin.reduce(difference, axis=1)
     return np.fmin(*cosines), np.exp(np.nan_to_num(steps) * _LEVEL_STEP)
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Row by row; NaN where one has no numbers."""
+    a, b = one.astype(np.float32), other.astype(np.float32)
+    size = np.sqrt(np.einsum("pn,pn->p", a, a) * np.einsum("pn,pn->p", b, b))
+    cosine = np.full(len(a), np.nan, dtype=np.float32)
+    np.divide(np.einsum("pn,pn->p", a, b), size, out=cosine, where=size > 0)
+    return cosine
+
+
+def near_pairs(sketches: np.ndarray, min_cosine: float, max_level_spread: float) -> np.ndarray:
+    """The pairs of records whose sketches are near, (pair, 2) int64: places in `sketches`, ordered, each once.
+
+    Two records are compared if `_BITS` sums have equal signs in one of the `_BANDS` bands of a lead. Where both leads
+    have cosine c, that is with probability 1 - (1 - (1 - arccos(c) / pi)^24)^48: 0.9999 at 0.98, 0.98 at 0.95. Equal
+    sketches are met always; they are tied as a chain, not each with each.
+
+    sketches: (record, 140) int8
+    """
+    if not len(sketches):
+        return np.empty((0, 2), dtype=np.int64)
+    packed = np.ascontiguousarray(sketches).view(np.dtype((np.void, SKETCH_LENGTH)))[:, 0]
+    order = np.argsort(packed, kind="stable")
+    new = np.append(True, packed[order[1:]] != packed[order[:-1]])
+    found = [np.stack([order[:-1], order[1:]], axis=1)[~new[1:]]]
+    first = order[new]
+    planes = _signs("bands", _BANDS, _NUMBERS, _BITS).astype(np.float32)
+    for half in range(2):
+        numbers = np.ascontiguousarray(sketches[first, half * _NUMBERS : (half + 1) * _NUMBERS])
+        there = np.flatnonzero(numbers.any(axis=1))
+        for band in planes:
+            for alike in _same_band(numbers, there, band):
+                near = _cosine(numbers[alike[:, 0]], numbers[alike[:, 1]]) >= min_cosine
+                pairs = first[alike[near]]
+                cosine, spread = similarity(sketches[pairs[:, 0]], sketches[pairs[:, 1]])
+                found.append(pairs[(cosine >= min_cosine) & (spread <= max_level_spread)])
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+
+
+def _same_band(numbers: np.ndarray, there: np.ndarray, band: np.ndarray) -> Iterator[np.ndarray]:
+    """(pair, 2) places whose sums over the planes of a band have the same signs, some 100,000 pairs at a time.
+
+    The sums are of whole numbers below 2^24: exact in float32 on every machine.
+    """
+    key = np.empty(len(there), dtype=np.uint32)
+    weight = 2 ** np.arange(_BITS, dtype=np.uint32)
+    for start in range(0, len(there), _AT_ONCE):
+        chosen = slice(start, start + _AT_ONCE)
+        key[chosen] = ((numbers[there[chosen]].astype(np.float32) @ band) > 0) @ weight
+    order = np.argsort(key, kind="stable")
+    key, there = key[order], there[order]
+    alike = np.arange(len(key))  # those whose neighbour at this distance, in the order of keys, has the same key
+    for distance in range(1, len(key)):
+        alike = alike[: np.searchsorted(alike, len(key) - distance)]
+        alike = alike[key[alike] == key[alike + distance]]
+        if not len(alike):
+            return
+        for start in range(0, len(alike), _AT_ONCE):
+            some = alike[start : start + _AT_ONCE]
+            yield np.stack([there[some], there[some + distance]], axis=1)
