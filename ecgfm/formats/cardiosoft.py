@@ -1,17 +1,15 @@
 """GE CardioSoft and CASE XML (`CardiologyXML`): decimal numbers, twelve leads or fewer.
 
 Layout: what CardioSoft 6 exports. `StripData` is the ECG that the interpretation rests on (10 s of it at rest), a
-text per lead. `FullDisclosure` is all that was recorded, interleaved (sample 1 of every lead, sample 2 of every
-lead ...); it is read where there is no strip, as in exercise tests. The median beat is not read.
+text per lead; it is read. The median beat is not, nor is `FullDisclosure`, all that was recorded: its order is
+said to be sample by sample, but in CardioSoft 6.73's own file it is a second of each lead in turn, and the file does
+not say which.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element
-
-import numpy as np
 
 from ecgfm.ecg import EcgRecord, FileFacts, Rejected
 from ecgfm.formats.xml_document import (
@@ -41,7 +39,7 @@ def matches(head: bytes) -> bool:
 
 
 def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
-    """The strip of the file at `path`, or all that was recorded where it has no strip.
+    """The strip of the file at `path`.
 
     Raises:
         Rejected: the file or its signal cannot be used.
@@ -50,16 +48,11 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
     if root.tag != "CardiologyXML":
         raise Rejected("unknown_format", f"expected the element CardiologyXML, found {shown(root.tag)}")
     strip, disclosure = root.find("StripData"), root.find("FullDisclosure")
-    facts = _facts(root)
-    if strip is not None and strip.find("WaveformData") is not None:
-        if disclosure is not None:
-            facts = replace(facts, comments=(*facts.comments, "the strip; the full disclosure is not read"))
-        return _read_strip(strip, record_id), facts
-    if disclosure is not None:
-        return _read_disclosure(disclosure, record_id), replace(
-            facts, comments=(*facts.comments, "the full disclosure; there is no strip")
-        )
-    raise Rejected("missing_signal", "expected StripData or FullDisclosure, found neither")
+    notes = () if disclosure is None else ("the full disclosure in the file is not read",)
+    if strip is None:
+        found = "FullDisclosure alone" if notes else "none"
+        raise Rejected("missing_signal", f"expected StripData, found {found}")
+    return _read_strip(strip, record_id), _facts(root, notes)
 
 
 def _read_strip(strip: Element, record_id: str) -> EcgRecord:
@@ -72,17 +65,6 @@ def _read_strip(strip: Element, record_id: str) -> EcgRecord:
         names.append(name)
         values.append(samples)
     return record_of(record_id, names, _sampling_rate_hz(strip), values, [_mv_per_bit(strip)] * len(names))
-
-
-def _read_disclosure(disclosure: Element, record_id: str) -> EcgRecord:
-    names = [name.strip() for name in text_at(disclosure, "LeadOrder").split(",") if name.strip()]
-    samples = decimal_numbers(disclosure.findtext("FullDisclosureData") or "", "FullDisclosureData")
-    if not names or len(samples) % len(names):
-        raise Rejected(
-            "unreadable_signal", f"expected as many samples of each of {len(names)} leads, found {len(samples)} in all"
-        )
-    values = list(np.ascontiguousarray(samples.reshape(-1, len(names)).T))
-    return record_of(record_id, names, _sampling_rate_hz(disclosure), values, [_mv_per_bit(disclosure)] * len(names))
 
 
 def _sampling_rate_hz(part: Element) -> float:
@@ -102,7 +84,7 @@ def _check_units(part: Element, tag: str, units: str) -> None:
         raise Rejected("unknown_units", f"{tag}: expected {units}, found {shown(found)}")
 
 
-def _facts(root: Element) -> FileFacts:
+def _facts(root: Element, notes: tuple[str, ...]) -> FileFacts:
     patient = "PatientInfo"
     recorded_at = moment_of(
         " ".join(
@@ -129,5 +111,5 @@ def _facts(root: Element) -> FileFacts:
         sex=sex_of(text_at(root, f"{patient}/Gender")),
         recorded_at=recorded_at,
         statements=tuple(filter(None, statements[0] or statements[1])),  # the conclusion is the confirmed diagnosis
-        comments=(f"device {device}",) if device else (),
+        comments=((f"device {device}",) if device else ()) + notes,
     )

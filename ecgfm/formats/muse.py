@@ -73,11 +73,11 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
         [*values, *(lead for lead, _ in derived.values())],
         [*scales, *(scale for _, scale in derived.values())],
     )
-    facts = _facts(root, tuple(derived), sorted({text_at(lead, "LeadAmplitudeUnits") for lead in leads}))
     notes = [f"lead off: {name}" for name, lead in zip(names, leads, strict=True) if text_at(lead, "LeadOff") == "TRUE"]
     if len(rhythms) > 1:
         notes.append(f"the first of {len(rhythms)} rhythm waveforms")
-    return record, FileFacts(**{**vars(facts), "comments": (*facts.comments, *notes)})
+    units = sorted({text_at(lead, "LeadAmplitudeUnits") for lead in leads})
+    return record, _facts(root, ", ".join(units), tuple(derived), notes)
 
 
 def _is_rhythm(waveform: Element) -> bool:
@@ -97,7 +97,7 @@ def _mv_per_bit(lead: Element) -> float:
 
 
 def _samples(name: str, lead: Element) -> np.ndarray:
-    """(time,) int64, ADC units."""
+    """(time,) float64, ADC units; NaN for -32768, which at 4.88 uV no electrode gives."""
     size = text_at(lead, "LeadSampleSize")
     if size != "2":
         raise Rejected("unreadable_signal", f"{name}: expected samples of 2 bytes, found {shown(size)}")
@@ -109,7 +109,9 @@ def _samples(name: str, lead: Element) -> np.ndarray:
     checksum = number_or_none(text_at(lead, "LeadDataCRC32"))
     if checksum is not None and int(checksum) % 2**32 != zlib.crc32(stored):
         raise Rejected("unreadable_signal", f"{name}: the samples are damaged, their checksum (CRC-32) differs")
-    return np.frombuffer(stored, dtype="<i2").astype(np.int64)
+    samples = np.frombuffer(stored, dtype="<i2").astype(np.float64)
+    samples[samples == INVALID] = np.nan
+    return samples
 
 
 def _derived(stored: dict[str, tuple[np.ndarray, float]]) -> dict[str, tuple[np.ndarray, float]]:
@@ -130,13 +132,10 @@ def _derived(stored: dict[str, tuple[np.ndarray, float]]) -> dict[str, tuple[np.
         "aVL": (2 * lead_i - lead_ii, scale / 2),
         "aVF": (2 * lead_ii - lead_i, scale / 2),
     }
-    invalid = (stored["I"][0] == INVALID) | (stored["II"][0] == INVALID)
-    return {
-        name: (np.where(invalid, INVALID, lead), unit) for name, (lead, unit) in derived.items() if name not in stored
-    }
+    return {name: lead for name, lead in derived.items() if name not in stored}
 
 
-def _facts(root: Element, derived: tuple[str, ...], units: list[str]) -> FileFacts:
+def _facts(root: Element, units: str, derived: tuple[str, ...], notes: list[str]) -> FileFacts:
     patient, test = "PatientDemographics", "TestDemographics"
     recorded_at = moment_of(
         f"{text_at(root, f'{test}/AcquisitionDate')} {text_at(root, f'{test}/AcquisitionTime')}", "%m-%d-%Y %H:%M:%S"
@@ -144,18 +143,18 @@ def _facts(root: Element, derived: tuple[str, ...], units: list[str]) -> FileFac
     age = age_years(text_at(root, f"{patient}/PatientAge"), text_at(root, f"{patient}/AgeUnits"))
     if age is None:
         age = years_between(moment_of(text_at(root, f"{patient}/DateofBirth"), "%m-%d-%Y"), recorded_at)
-    device = text_at(root, f"{test}/AcquisitionDevice")
-    version = text_at(root, "MuseInfo/MuseVersion")
+    device, version = text_at(root, f"{test}/AcquisitionDevice"), text_at(root, "MuseInfo/MuseVersion")
+    about = [f"{what} {value}" for what, value in (("device", device), ("MUSE", version)) if value]
     return FileFacts(
         format=NAME,
-        units=", ".join(units),
+        units=units,
         derived_leads=derived,
         patient_id=text_at(root, f"{patient}/PatientID") or None,
         age_years=age,
         sex=sex_of(text_at(root, f"{patient}/Gender")),
         recorded_at=recorded_at,
         statements=_statements(root),
-        comments=tuple(f"{what} {value}" for what, value in (("device", device), ("MUSE", version)) if value),
+        comments=(*about, *notes),
     )
 
 

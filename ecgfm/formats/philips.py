@@ -111,6 +111,9 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
 def _lead_names(waveforms: Element, signal: Element) -> list[str]:
     labels = waveforms.get("leadlabels", "").split()
     if labels:
+        promised = waveforms.get("numberofleads", str(len(labels)))
+        if promised != str(len(labels)):
+            raise Rejected("unreadable_header", f"expected {shown(promised)} lead labels, found {len(labels)}")
         return [lead_name(label) for label in labels]
     channels, kind = text_at(signal, "numberchannelsvalid"), text_at(signal, "acquisitiontype")
     if channels != str(len(LEADS)) or kind not in _TWELVE_LEADS:
@@ -229,6 +232,8 @@ def _halved(values: np.ndarray) -> np.ndarray:
 def _with_limb_leads(stored: np.ndarray, names: list[str]) -> np.ndarray:
     """The leads, of those stored: (lead, time) int64. III before the others, which need it."""
     leads = dict(zip(names, stored, strict=True))
+    if not {"III", "aVR", "aVL", "aVF"} & set(names):
+        return stored
     if "I" not in leads or "II" not in leads:
         raise Rejected(
             "unreadable_signal", "expected leads I and II, which the other limb leads rest on; found not both"
