@@ -389,5 +389,6 @@ def _fields_at(cls: type, path: Sequence[int | str]) -> list[str]:
     """The keys that may stand at a place of a config class."""
     for part in path:
         hint = get_type_hints(cls)[str(part)]
-        cls = next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), hint)  # X | None
+        kinds = [kind for kind in get_args(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+        cls = kinds[0] if kinds else hint  # X | None
     return [f.name for f in dataclasses.fields(cls) if f.init]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import math
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import polars as pl
 import pytest
@@ -19,8 +21,9 @@ from polars.testing import assert_frame_equal
 
 from ecgfm import contracts
 from ecgfm.ecg import LEADS, REJECT_REASONS, EcgRecord, InputError, Rejected
+from ecgfm.fingerprints import RawTree
 from ecgfm.formats.wfdb import read_wfdb
-from ecgfm.sources import SOURCES, mimic_iv_ecg, physionet2021, ptb_xl
+from ecgfm.sources import SOURCES, code15, mimic_iv_ecg, physionet2021, ptb_xl
 from ecgfm.sources.listing import LISTING, listing, read_csv
 
 N_SAMPLES = 50
@@ -119,6 +122,47 @@ def build_synthetic(raw_dir: Path) -> Reasons:
     return reasons | build_mimic_iv_ecg(raw_dir / "mimic-iv-ecg")
 
 
+def build_code15(raw_dir: Path) -> Reasons:
+    """Two parts there, one absent; the parts in another order than the table, with the dummy row at the end."""
+    parts = {"exams_part0.hdf5": (1003, 1001), "exams_part1.hdf5": (1002,), "exams_part2.hdf5": (1004,)}
+    write_csv(
+        raw_dir / "exams.csv", [code15_line(e, trace_file=part) for part, ids in parts.items() for e in ids[::-1]]
+    )
+    for part in ("exams_part0.hdf5", "exams_part1.hdf5"):
+        write_code15_part(raw_dir / part, parts[part])
+    cut_short(raw_dir / "exams_part1.hdf5")
+    return {"1001": None, "1002": "unreadable_signal", "1003": None, "1004": "missing_signal"}
+
+
+def code15_line(exam_id: int, **values: object) -> dict[str, object]:
+    codes = dict.fromkeys(("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF", "normal_ecg"), False)
+    line = {"exam_id": exam_id, "age": 38 + exam_id % 10, "is_male": exam_id % 2 == 1, "nn_predicted_age": 40.2}
+    return line | codes | {"patient_id": 7, "death": "", "timey": "", "trace_file": "exams_part0.hdf5"} | values
+
+
+def write_code15_part(path: Path, exam_ids: Sequence[int]) -> None:
+    """A part as published: each recording in the middle of zeros, and a last row of zeros under the id 0."""
+    tracings = np.zeros((len(exam_ids) + 1, 4 * N_SAMPLES, 12), np.float32)
+    for row, exam_id in enumerate(exam_ids):
+        tracings[row, N_SAMPLES : 2 * N_SAMPLES] = digital_of(str(exam_id)).T / 1000
+    with h5py.File(path, "w") as file:
+        file["exam_id"] = np.array([*exam_ids, 0])
+        file["tracings"] = tracings
+
+
+def build_own(raw_dir: Path) -> Reasons:
+    for name in ("1", "a/2", "a/b/3", "a/b/4"):
+        write_wfdb(raw_dir / name.rpartition("/")[0], name.rpartition("/")[2], ".dat", 1000, comments=["Age: 74"])
+    cut_short(raw_dir / "a/2.dat")
+    (raw_dir / "a/b/4.dat").unlink()
+    lines = [{"path": name, "who": f"p{name}"} for name in ("1", "a/2", "a/b/3", "a/b/4.hea", "gone")]
+    write_csv(raw_dir / "about.csv", lines)
+    (raw_dir / "ecgfm.yaml").write_text(
+        "name: toy\nfiles: {patterns: ['**/*.hea']}\nmetadata: {file: about.csv, record: path, patient: who}\n"
+    )
+    return {"1": None, "a/2": "truncated", "a/b/3": None, "a/b/4": "missing_signal", "gone": "missing_signal"}
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -128,6 +172,8 @@ BUILDERS: dict[str, Callable[[Path], Reasons]] = {
     "physionet2021": build_physionet2021,
     "ptb_xl": build_ptb_xl,
     "mimic_iv_ecg": build_mimic_iv_ecg,
+    "code15": build_code15,
+    "own": build_own,
 }
 
 
@@ -181,17 +227,40 @@ def test_ids_and_paths_are_those_of_the_archive(source: str, raw_dir: Path) -> N
     build(source, raw_dir)
     for row in SOURCES[source].list_records(raw_dir).iter_rows(named=True):
         assert row["patient_id"] is None or row["patient_id"].startswith(f"{source}/")
-        assert (raw_dir / row["raw_path"]).is_file()
-        assert row["raw_path"].startswith(f"{row['slice_id']}/")
-        assert (raw_dir / row["slice_id"]).is_dir()
+        slice_at = raw_dir / row["slice_id"]
+        if row["record_id"] in ("code15/1004", "own/gone"):  # listed by a table alone
+            assert not (raw_dir / row["raw_path"]).exists()
+        else:
+            assert (raw_dir / row["raw_path"]).is_file()
+            assert slice_at.is_dir() or row["raw_path"] == row["slice_id"]
+        assert slice_at in ((raw_dir / row["raw_path"]), *(raw_dir / row["raw_path"]).parents)
+
+
+def test_a_slice_has_the_files_that_reading_its_records_opens(source: str, raw_dir: Path) -> None:
+    """A stage's key sees the files of its slice and no others; `own` reads its config and table while listing."""
+    build(source, raw_dir)
+    rows = SOURCES[source].list_records(raw_dir)
+    before = outcomes(source, raw_dir)[1]
+    slices = RawTree.scan(raw_dir, source).by_slice(list(dict.fromkeys(rows["slice_id"])))
+    kept = {path for path in RawTree.scan(raw_dir, source).files for s in slices if s == "." or path.startswith(s)}
+    for path in sorted(RawTree.scan(raw_dir, source).files):
+        if path not in kept or path in ("ecgfm.yaml", "about.csv"):
+            (raw_dir / path).unlink()
+    after = {}
+    for row in rows.iter_rows(named=True):
+        try:
+            SOURCES[source].read_record(raw_dir, row)
+        except Rejected as rejected:
+            after[row["record_id"]] = rejected.reason
+    assert after == before
 
 
 @pytest.mark.parametrize("what", ["garbage", "gone"])
 def test_listing_opens_no_signal_file(source: str, raw_dir: Path, what: str) -> None:
     build(source, raw_dir)
     before = SOURCES[source].list_records(raw_dir)
-    signal_files = [path for path in raw_dir.rglob("*") if path.suffix in (".dat", ".mat")]
-    assert len(signal_files) >= 3
+    signal_files = [path for path in raw_dir.rglob("*") if path.suffix in (".dat", ".mat", ".hdf5")]
+    assert len(signal_files) >= 2
     for path in signal_files:
         path.write_bytes(b"\xff\x00 not a signal") if what == "garbage" else path.unlink()
     assert_frame_equal(SOURCES[source].list_records(raw_dir), before)
@@ -208,6 +277,10 @@ def test_every_listed_record_is_read_or_rejected_with_a_reason(source: str, raw_
         gain_per_mv = 200 if record_id.rpartition("/")[2].startswith("4") else 1000
         assert record.record_id == record_id
         assert sorted(record.leads) == sorted(LEADS)
+        if source == "code15":
+            assert record.sampling_rate_hz == 400.0
+            np.testing.assert_allclose(record.signal_mv, digital / 1000, rtol=1e-7)
+            continue
         assert record.sampling_rate_hz == 500.0
         assert record.digital is not None
         assert np.array_equal(record.digital.digital, digital)
@@ -484,6 +557,194 @@ def test_a_path_in_a_table_cannot_lead_out_of_the_raw_folder(tmp_path: Path, nam
     assert outcomes("mimic_iv_ecg", tmp_path / "raw")[1]["mimic_iv_ecg/40000003"] == "unreadable_header"
 
 
+def test_age_at_the_ecg_and_sex_come_from_the_table_of_patients(tmp_path: Path) -> None:
+    """MIMIC-IV's rule, and the table wherever it may lie, packed or not."""
+    build_mimic_iv_ecg(tmp_path)
+    assert mimic_iv_ecg.list_records(tmp_path)["age_years"].null_count() == 4
+    patients = [
+        {"subject_id": 10000032, "gender": "F", "anchor_age": 52, "anchor_year": 2170, "dod": ""},  # 62 in 2180
+        {"subject_id": 10000117, "gender": "M", "anchor_age": 85, "anchor_year": 2174, "dod": ""},  # 91: over 89
+        {"subject_id": 99999999, "gender": "M", "anchor_age": 30, "anchor_year": 2174, "dod": ""},  # has no ECG
+    ]
+    expected = [(62.0, "female"), (62.0, "female"), (91.0, "male"), (None, None)]
+    for place in mimic_iv_ecg.PATIENTS:
+        path = tmp_path / place
+        path.parent.mkdir(exist_ok=True)
+        write_csv(path, patients)
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(path.read_bytes()))
+        listed = mimic_iv_ecg.list_records(tmp_path)
+        contracts.check(listed, "listing")
+        assert list(listed.select("age_years", "sex").iter_rows()) == expected, place
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("age", "expected"),
+    [("89", 89.0), ("90", 91.0), ("91", 91.0), ("12", 12.0), ("-1", None), ("", None)],
+)
+def test_an_age_over_89_is_91_and_one_before_birth_is_not_known(
+    tmp_path: Path, age: str, expected: float | None
+) -> None:
+    build_mimic_iv_ecg(tmp_path)
+    line = {"subject_id": 10000117, "gender": "", "anchor_age": age, "anchor_year": 2180}
+    write_csv(tmp_path / "patients.csv", [line])
+    row = mimic_iv_ecg.list_records(tmp_path).row(2, named=True)
+    assert (row["age_years"], row["sex"]) == (expected, None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "what"),
+    [("1,F,5,2100\n1,F,5,2100\n", "1 more than once"), ("1,F,old,2100\n", "expected whole years")],
+)
+def test_a_damaged_table_of_patients_is_an_error(tmp_path: Path, lines: str, what: str) -> None:
+    build_mimic_iv_ecg(tmp_path)
+    (tmp_path / "patients.csv").write_text("subject_id,gender,anchor_age,anchor_year\n" + lines)
+    with pytest.raises(InputError, match=what):
+        mimic_iv_ecg.list_records(tmp_path)
+
+
+# ---- code15
+
+
+def test_an_exam_has_its_codes_age_sex_and_patient(tmp_path: Path) -> None:
+    lines = [
+        code15_line(11, RBBB="True", AF=True, age=54, patient_id=1295924),
+        code15_line(12, normal_ecg="true", age="", patient_id=""),
+        code15_line(13, ST=""),
+        code15_line(14, is_male="", age=300),
+    ]
+    write_csv(tmp_path / "exams.csv", lines)
+    rows = {row["record_id"]: row for row in code15.list_records(tmp_path).to_dicts()}
+    first, second, third, fourth = (rows[f"code15/{exam_id}"] for exam_id in (11, 12, 13, 14))
+    assert first["codes"] == ["RBBB", "AF", "is_male"]
+    assert (first["age_years"], first["sex"], first["patient_id"]) == (54.0, "male", "code15/1295924")
+    assert (first["slice_id"], first["raw_path"]) == ("exams_part0.hdf5", "exams_part0.hdf5")
+    assert (second["codes"], second["sex"]) == (["normal_ecg"], "female")
+    assert (second["age_years"], second["patient_id"]) == (None, None)
+    assert third["codes"] is None, "a finding that is not filled in is not an absent one"
+    assert (fourth["codes"], fourth["sex"], fourth["age_years"]) == (None, None, None)
+
+
+def test_exams_are_found_by_their_id_wherever_they_stand(tmp_path: Path) -> None:
+    ids = [5, 3, 9, 1]
+    seen = []
+    for name, order in (("there", ids), ("back", ids[::-1])):
+        (tmp_path / name).mkdir()
+        write_csv(tmp_path / name / "exams.csv", [code15_line(exam_id) for exam_id in sorted(ids)])
+        write_code15_part(tmp_path / name / "exams_part0.hdf5", order)
+        seen.append(outcomes("code15", tmp_path / name)[0])
+    assert len(seen[0]) == 4
+    for record_id, record in seen[0].items():
+        assert np.array_equal(record.signal_mv, seen[1][record_id].signal_mv)
+        np.testing.assert_allclose(record.signal_mv, digital_of(record_id.removeprefix("code15/")) / 1000, rtol=1e-7)
+
+
+def test_an_exam_that_is_not_in_the_table_is_listed_and_rejected_and_the_dummy_is_not(tmp_path: Path) -> None:
+    write_csv(tmp_path / "exams.csv", [code15_line(1), code15_line(2, trace_file="exams_part1.hdf5")])
+    write_code15_part(tmp_path / "exams_part0.hdf5", (1, 77))
+    write_code15_part(tmp_path / "exams_part1.hdf5", (77, 3))
+    listed = code15.list_records(tmp_path)
+    contracts.check(listed, "listing")
+    assert listed["record_id"].to_list() == ["code15/1", "code15/2", "code15/3", "code15/77"]
+    records, reasons = outcomes("code15", tmp_path)
+    assert set(records) == {"code15/1"}
+    assert reasons == {
+        **{"code15/2": "missing_signal", "code15/3": "missing_header", "code15/77": "missing_header"},
+    }
+    with pytest.raises(Rejected, match=r"exam 77 of exams_part0\.hdf5: exams\.csv has no line for it"):
+        code15.read_record(tmp_path, listed.row(3, named=True))
+
+
+def test_an_exam_twice_in_a_part_is_rejected_and_twice_in_the_table_an_error(tmp_path: Path) -> None:
+    write_csv(tmp_path / "exams.csv", [code15_line(1), code15_line(2)])
+    write_code15_part(tmp_path / "exams_part0.hdf5", (1, 2, 1))
+    assert outcomes("code15", tmp_path)[1] == {"code15/1": "unreadable_signal"}
+    write_csv(tmp_path / "exams.csv", [code15_line(1), code15_line(1)])
+    with pytest.raises(InputError, match=r"exams\.csv: expected every exam_id once, found 1 more than once"):
+        code15.list_records(tmp_path)
+
+
+def test_only_zeros_at_the_ends_are_taken_off(tmp_path: Path) -> None:
+    """Zeros within, or of some leads alone, are signal; nothing but zeros is no recording."""
+    tracings = np.zeros((2, 100, 12), np.float32)
+    tracings[0, 20:80, 3] = 1.0
+    tracings[0, 40:60] = 0.0
+    write_csv(tmp_path / "exams.csv", [code15_line(1), code15_line(2)])
+    with h5py.File(tmp_path / "exams_part0.hdf5", "w") as file:
+        file["exam_id"], file["tracings"] = np.array([1, 2]), tracings
+    records, reasons = outcomes("code15", tmp_path)
+    assert np.array_equal(records["code15/1"].signal_mv, tracings[0, 20:80].T)
+    assert reasons == {"code15/2": "no_valid_sample"}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("trace_file", ""), ("trace_file", "../exams.hdf5"), ("AF", "perhaps"), ("age", "old")]
+)
+def test_a_damaged_line_of_the_exams_is_an_error(tmp_path: Path, column: str, value: str) -> None:
+    write_csv(tmp_path / "exams.csv", [code15_line(1) | {column: value}, code15_line(2)])
+    with pytest.raises(InputError, match=r"exams\.csv.*expected") as error:
+        code15.list_records(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["link", "text", "shape", "no tracings", "no ids", "not HDF5"])
+def test_a_part_that_is_not_as_published_rejects_its_exams(tmp_path: Path, what: str) -> None:
+    write_csv(tmp_path / "exams.csv", [code15_line(1)])
+    write_code15_part(tmp_path / "elsewhere.hdf5", (1,))
+    part = tmp_path / "exams_part0.hdf5"
+    with h5py.File(part, "w") as file:
+        if what != "no ids":
+            file["exam_id"] = np.array([1])
+        if what == "link":
+            file["tracings"] = h5py.ExternalLink("elsewhere.hdf5", "tracings")
+        elif what == "text":
+            file["tracings"] = np.full((1, 100, 12), b"x")
+        elif what != "no tracings":
+            file["tracings"] = np.ones((1, 100, 12 if what == "no ids" else 11), np.float32)
+    if what == "not HDF5":
+        part.write_text("no part")
+    assert outcomes("code15", tmp_path) == ({}, {"code15/1": "unreadable_signal"})
+
+
+def test_a_part_is_opened_once_and_a_fork_opens_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path / "exams.csv", [code15_line(exam_id) for exam_id in (1, 2, 3)])
+    write_code15_part(tmp_path / "exams_part0.hdf5", (3, 2, 1))
+    rows = code15.list_records(tmp_path).to_dicts()
+    opened = []
+    open_file = h5py.File
+    monkeypatch.setattr(
+        h5py, "File", lambda *args, **options: opened.append(os.getpid()) or open_file(*args, **options)
+    )
+    for row in rows * 2:
+        code15.read_record(tmp_path, row)
+    assert opened == [os.getpid()]
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as a forked child finds itself
+    code15.read_record(tmp_path, rows[0])
+    assert opened[1:] == [-1]
+
+
+# ---- a wrong folder says which source would read it
+
+
+@pytest.mark.parametrize("looks_like", ["ptb_xl", "mimic_iv_ecg", "code15", "physionet2021", "own"])
+@pytest.mark.parametrize("source", ["ptb_xl", "mimic_iv_ecg", "code15", "physionet2021", "own"])
+def test_an_error_about_a_wrong_folder_names_the_source_that_reads_it(
+    source: str, looks_like: str, raw_dir: Path
+) -> None:
+    if source == looks_like:
+        return
+    build(looks_like, raw_dir)
+    with pytest.raises(InputError, match=f"it looks like source {looks_like}"):
+        SOURCES[source].list_records(raw_dir)
+
+
+def test_a_folder_of_headers_in_no_known_layout_is_one_for_own(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "mine", "r1", ".dat", 1000)
+    with pytest.raises(InputError, match=r"source own reads a folder with mine/r1\.hea: start with `ecgfm init-source"):
+        physionet2021.list_records(tmp_path)
+
+
 # ---- real recordings
 
 
@@ -584,6 +845,23 @@ def test_mimic_leads_keep_their_order_in_the_file(shared: Path) -> None:
     assert np.std(mv["I"] + mv["III"] - mv["II"]) < 0.01, "Einthoven, to two ADC steps"
     assert np.std((mv["II"] + mv["III"]) / 2 - mv["aVF"]) < 0.01
     assert np.std(mv["aVF"] - mv["aVL"]) > 0.05, "so the two cannot have been exchanged"
+
+
+def test_real_exams_have_lead_iii_equal_to_ii_minus_i_and_the_millivolts_of_an_ecg(shared: Path) -> None:
+    """Order of leads and units of CODE-15%, which its HDF5 files do not say. Two exams saturate: left out."""
+    raw_dir = shared / "data/code-15"
+    records, reasons = outcomes("code15", raw_dir)
+    assert reasons == {}
+    assert {r.n_samples for r in records.values()} == {2934, 4096}
+    whole = [record for record in records.values() if np.abs(record.signal_mv).max() < 10.1]
+    assert len(whole) == 3
+    for record in whole:
+        i, ii, iii, avr, avl, avf = record.signal_mv[:6]
+        np.testing.assert_allclose(iii, ii - i, atol=1e-5)
+        np.testing.assert_allclose(avr, -(i + ii) / 2, atol=0.05)
+        np.testing.assert_allclose(avl, i - ii / 2, atol=0.05)
+        np.testing.assert_allclose(avf, ii - i / 2, atol=0.05)
+        assert 0.02 < np.median(record.signal_mv.std(axis=1)) < 5
 
 
 def test_lower_case_leads_are_read_as_spelled(shared: Path) -> None:

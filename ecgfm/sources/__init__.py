@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from ecgfm.ecg import EcgRecord
-from ecgfm.sources import mimic_iv_ecg, physionet2021, ptb_xl, synthetic
+from ecgfm.sources import code15, mimic_iv_ecg, own, physionet2021, ptb_xl, synthetic
 
 
 class Source(Protocol):
@@ -18,7 +18,9 @@ class Source(Protocol):
     NAME: str
 
     def list_records(self, raw_dir: Path) -> pl.DataFrame:
-        """The records below `raw_dir` (data_contracts/listing.yaml), ordered by record_id; opens no signal file.
+        """The records below `raw_dir` (data_contracts/listing.yaml), ordered by record_id; reads no signal.
+
+        What `read_record` needs beside the files of the record's slice is in the row: the slices' keys see no more.
 
         Raises:
             InputError: `raw_dir` does not hold this source.
@@ -34,4 +36,4 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, Source] = {m.NAME: m for m in (synthetic, physionet2021, ptb_xl, mimic_iv_ecg)}
+SOURCES: dict[str, Source] = {m.NAME: m for m in (synthetic, physionet2021, ptb_xl, mimic_iv_ecg, code15, own)}

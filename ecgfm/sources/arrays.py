@@ -151,7 +151,7 @@ def open_array(path: str) -> ArrayFile:
             raise Rejected("missing_signal", f"{name}: no such file")
         if path.lower().endswith(".npy"):
             return ArrayFile(path, np.load(path, mmap_mode="r", allow_pickle=False))
-        return ArrayFile(path, h5py.File(path, "r"))
+        return ArrayFile(path, h5py.File(path, "r", locking=False))  # archives lie on disks that cannot lock
     except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:
         why = str(error).replace(path, name).splitlines()[0]
         raise Rejected("unreadable_signal", f"{name}: expected a NumPy array or HDF5: {why}") from error
