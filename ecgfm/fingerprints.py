@@ -71,14 +71,17 @@ class RawTree:
         return Input(self.root, digest_of(self.files), self.origin, self._folders())
 
     def by_slice(self, slice_ids: Sequence[str]) -> dict[str, Input]:
-        """For each slice (a folder or a file of the tree) the files at or below it; the stage gets the root."""
+        """For each slice (a folder or a file of the tree) the files at or below it; the stage gets the root.
+
+        The slice "." has the files that are in no other.
+        """
         wanted = set(slice_ids)
         grouped: dict[str, dict[str, str]] = {slice_id: {} for slice_id in slice_ids}
         for path, identity in self.files.items():
             place = path
             while place and place not in wanted:
                 place = place.rpartition("/")[0]
-            if place:
+            if (place := place or ".") in wanted:
                 grouped[place][path] = identity
         return {
             slice_id: Input(self.root, digest_of(files), self.origin, {slice_id: digest_of(files)})
@@ -185,11 +188,13 @@ def _is_docstring(line: ast.stmt) -> bool:
 
 
 def _walk(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All files but those in hidden folders, where tools such as `ecgfm download` keep what is theirs."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             path = f"{below}{entry.name}"
             if entry.is_dir():
-                yield from _walk(entry.path, path + "/")
+                if not entry.name.startswith("."):
+                    yield from _walk(entry.path, path + "/")
             elif entry.is_file():
                 yield path, entry
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import os
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -31,6 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 _PACKAGED = Path(__file__).parent / "pipelines.yaml"
 PIPELINES = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[1] / "pipelines.yaml"
@@ -154,6 +159,97 @@ def list_pipelines(pipelines: PipelinesFile = None, debug: Debug = False) -> Non
             typer.echo(f"{name:{width}}  {', '.join(config.sources)}: {config.description}")
 
 
+@app.command("download")
+def fetch(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="physionet2021, ptb_xl, mimic_iv_ecg or code15.", show_default=False)
+    ],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="The raw folder. What is there is not fetched again.")
+    ],
+    mirror: Annotated[
+        str | None,
+        typer.Option("--mirror", metavar="URL", help="Another address of the version's folder, with the same layout."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="GLOB",
+            help="Just the files whose path matches, such as 'training/georgia/*', and the tables. Repeatable.",
+        ),
+    ] = None,
+    connections: Annotated[int, typer.Option("--connections", min=1, max=8, help="At once.")] = 8,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much there is to fetch, and stop.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Download a source's published files: verified, and safe to kill and run again.
+
+    Examples:
+
+      ecgfm download ptb_xl --to /data/ptb-xl --only 'records500/*'
+
+      ecgfm download physionet2021 --to /data/challenge-2021 --only 'training/georgia/*' --dry-run
+    """
+    with one_line_errors(debug), log_to_terminal():
+        from ecgfm import download
+        from ecgfm.transfer import Manners
+
+        manners = Manners(connections=connections)
+        folder = to.expanduser().absolute()
+        if dry_run:
+            typer.echo(download.outlook(source, folder, mirror, only or (), verify, manners).in_words(source, folder))
+            return
+        try:
+            summary = download.download(source, folder, mirror, only or (), verify, manners)
+        except KeyboardInterrupt:
+            typer.secho("interrupted; nothing is lost: run the same command to go on", fg="red", err=True)
+            sys.stderr.flush()
+            os._exit(130)  # threads may wait for the server yet; ending at once is safe, as being killed is
+        for failure in summary.failures:
+            typer.secho(f"  {failure}", fg="red", err=True)
+        typer.echo(summary.in_words(source, folder))
+        if not summary.complete:
+            raise typer.Exit(1)
+        file = pipelines_file(None)
+        of_source = [name for name, values in read_pipelines(file).items() if source in values.get("sources", ())]
+        for name in of_source or ["PIPELINE"]:
+            typer.echo(f"next: ecgfm run {name} --raw {source}={shlex.quote(str(folder))}")
+
+
+@app.command()
+def peek(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A recording in any format that is read.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="PICTURE", help="The drawing, .png or .svg. [default: ./FILE.png]"),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Look at one recording: leads, rate, units, length, remarks, quality; and draw it on ECG paper.
+
+    Reads WFDB, GE MUSE, Philips, Schiller, CardioSoft, HL7 aECG, DICOM, EDF and SCP-ECG.
+
+    Examples:
+
+      ecgfm peek records500/00000/00001_hr.hea
+
+      ecgfm peek ecg.dcm --out ecg.svg
+    """
+    with one_line_errors(debug):
+        from ecgfm.peek import describe, draw, look_at
+
+        look = look_at(file)
+        picture = out or Path(f"{look.path.name}.png")
+        for line in describe(look):
+            typer.echo(line)
+        draw(look, picture)
+        typer.echo(f"\ndrawn: {picture}")
+
+
 @app.command()
 def ui(
     data_dir: DataDir = Path("ecgfm-data"),
@@ -166,6 +262,24 @@ def ui(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
             local.wait()
+
+
+@bench.command("prepare")
+def bench_prepare(
+    records: Annotated[int, typer.Option("--records", min=1, help="How many synthetic records.")] = 10_000,
+    raw: Annotated[
+        Path | None, typer.Option("--raw", help="Records in the layout of the Challenge 2021, instead of synthetic.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write; nothing stays there.")] = Path("."),
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one per core.")] = 0,
+    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
+    debug: Debug = False,
+) -> None:
+    """Records per second of prepare, beside copying the same bytes and beside wfdb record by record."""
+    with one_line_errors(debug):
+        from ecgfm.bench_prepare import main as measure
+
+        typer.echo(measure(records, raw, folder.absolute(), workers, repeats))
 
 
 @app.callback(invoke_without_command=True)

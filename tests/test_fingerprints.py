@@ -40,6 +40,18 @@ def test_a_file_added_removed_renamed_or_resized_changes_its_slice(raw_tree: Pat
     assert len({slices["b"] for slices in seen}) == 1
 
 
+def test_hidden_folders_are_no_raw_files(raw_tree: Path) -> None:
+    """`ecgfm download` remembers things in one; that must not make a source new."""
+    before, whole = slices_of(raw_tree, "a", "b"), RawTree.scan(raw_tree, "toy").everything().digest
+    for hidden in (".ecgfm-download", "a/.cache/deep"):
+        (raw_tree / hidden).mkdir(parents=True)
+        (raw_tree / hidden / "state.dat").write_text("state")
+    assert slices_of(raw_tree, "a", "b") == before
+    assert RawTree.scan(raw_tree, "toy").everything().digest == whole
+    (raw_tree / "a/.hidden.dat").write_text("a file counts")
+    assert slices_of(raw_tree, "a", "b") != before
+
+
 def test_by_content_a_touched_file_is_the_same_and_a_flipped_bit_is_not(raw_tree: Path) -> None:
     def digest() -> str:
         return RawTree.scan(raw_tree, "toy", hash_content=True).everything().digest
