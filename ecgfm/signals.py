@@ -23,7 +23,7 @@ from ecgfm.ecg import INVALID, LEADS, Digital, EcgRecord, Rejected
 
 BANDPASS_ORDER = 2
 NOTCH_Q = 10.0
-LARGEST_DENOMINATOR = 10_000
+LARGEST_DENOMINATOR = 20_000
 _EXACT_SUM_SAMPLES = 2**22  # so many squares of int16 add up to at most 2^52, exact in float64
 
 
@@ -245,13 +245,13 @@ def bandpass(signal_mv: np.ndarray, sampling_rate_hz: float, low_hz: float, high
             f" which is {sampling_rate_hz / 2:g} Hz"
         )
     sections = butter(BANDPASS_ORDER, (low_hz, high_hz), "bandpass", fs=sampling_rate_hz, output="sos")
-    filtered, _ = _without_delay(sections, signal_mv, settle_samples=2 * sampling_rate_hz / low_hz)
-    return filtered
+    return _without_delay(sections, signal_mv, round(2 * sampling_rate_hz / low_hz), None)[0]
 
 
 def notch(signal_mv: np.ndarray, sampling_rate_hz: float, notch_hz: float) -> np.ndarray:
     """(lead, time) without `notch_hz` (the mains), without delay: a second-order notch of quality `NOTCH_Q`, forwards
-    and backwards: half of the amplitude is left 2.5 Hz beside 50 Hz, 1.5 % of it 0.3 Hz beside.
+    and backwards: half of the amplitude is left 2.5 Hz beside 50 Hz, 1.5 % of it 0.3 Hz beside. It settles within
+    0.2 s, and a hum that is there from the first sample is gone from the first sample: see `_before`.
 
     Raises:
         ValueError: `notch_hz` is not below half of the sampling rate.
@@ -264,30 +264,52 @@ def notch(signal_mv: np.ndarray, sampling_rate_hz: float, notch_hz: float) -> np
             f" found {sampling_rate_hz:g} Hz"
         )
     sections = tf2sos(*iirnotch(notch_hz, NOTCH_Q, fs=sampling_rate_hz))
-    filtered, first_mv = _without_delay(sections, signal_mv, settle_samples=NOTCH_Q * sampling_rate_hz / notch_hz)
+    settled = round(2 * NOTCH_Q * sampling_rate_hz / notch_hz)
+    filtered, first_mv = _without_delay(sections, signal_mv, settled, notch_hz / sampling_rate_hz)
     restored: np.ndarray = filtered + first_mv
     return restored
 
 
-def _without_delay(sections: np.ndarray, signal_mv: np.ndarray, settle_samples: float) -> tuple[np.ndarray, np.ndarray]:
+def _without_delay(
+    sections: np.ndarray, signal_mv: np.ndarray, settled: int, hum: float | None
+) -> tuple[np.ndarray, np.ndarray]:
     """A filter forwards and backwards over the signal less each lead's first value, and that value (lead, 1).
 
-    Less its first value a constant lead is 0, and so stays exactly constant. The lead is continued at both ends by
-    its point reflection, for as long as the filter takes to settle.
+    Less its first value a constant lead is 0, and so stays exactly constant. Both ends are continued by `settled`
+    samples, in which the filter settles.
     """
     from scipy.signal import sosfiltfilt
 
+    if signal_mv.size == 0:
+        return signal_mv, signal_mv.sum(axis=1, keepdims=True)
     invalid = np.isnan(signal_mv)
     filled = _without_gaps(signal_mv) if invalid.any() else signal_mv
     first_mv = filled[:, :1]
-    n_samples = signal_mv.shape[1]
-    if n_samples == 0:
-        return signal_mv, np.zeros((len(signal_mv), 1), signal_mv.dtype)
-    pad = min(math.ceil(settle_samples), n_samples - 1)
-    filtered = sosfiltfilt(sections, (filled - first_mv).astype(np.float64), axis=1, padlen=pad)
+    around_first = (filled - first_mv).astype(np.float64)
+    n_more = min(settled, signal_mv.shape[1] - 1)
+    before, after = _before(around_first, n_more, hum), _before(around_first[:, ::-1], n_more, hum)[:, ::-1]
+    longer = np.concatenate([before, around_first, after], axis=1)
+    filtered = sosfiltfilt(sections, longer, axis=1, padlen=0)[:, n_more : n_more + signal_mv.shape[1]]
     filtered = filtered.astype(signal_mv.dtype)
     filtered[invalid] = np.nan
     return filtered, first_mv
+
+
+def _before(signal_mv: np.ndarray, n_more: int, hum: float | None) -> np.ndarray:
+    """(lead, n_more) to stand before (lead, time): its point reflection at the first sample.
+
+    hum: turns per sample of a sine that goes on as it is. Reflected, its phase would jump, and a notch would let it
+        through for as long as it takes to settle. It is fitted beside a line to the first `n_more` samples.
+    """
+    sine = np.zeros((len(signal_mv), 2 * n_more + 1))
+    if hum is not None:
+        at = np.arange(-n_more, n_more + 1)
+        columns = np.stack([np.cos(2 * np.pi * hum * at), np.sin(2 * np.pi * hum * at), np.ones_like(at), at], axis=1)
+        weights = signal_mv[:, : n_more + 1] @ np.linalg.pinv(columns[n_more:]).T
+        sine = weights[:, :2] @ columns[:, :2].T
+    rest = signal_mv[:, : n_more + 1] - sine[:, n_more:]
+    before: np.ndarray = 2 * rest[:, :1] - rest[:, :0:-1] + sine[:, :n_more]
+    return before
 
 
 def cut_segments(samples: np.ndarray, segment_samples: int) -> np.ndarray:
