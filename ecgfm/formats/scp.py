@@ -169,7 +169,7 @@ def _record(sections: dict[int, bytes], record_id: str) -> tuple[EcgRecord, File
     else:
         signal = np.where(invalid, np.nan, stored / per_mv + (0.0 if added_mv is None else added_mv))
     record = EcgRecord(record_id, leads.names, 1e6 / interval_us, signal)
-    return record, _facts(sections, f"{step_nv / 1000:g} uV")
+    return record, _facts(sections, "nV")
 
 
 def _leads(section: bytes) -> Leads:
