@@ -80,18 +80,36 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class AuditConfig:
+    """When two records are the same ECG: see audit.py, with what was measured.
+
+    min_similarity: of the sketches' leads I and II, the less alike of the two
+    max_level_spread: by what factor their leads may differ in size beyond a common gain
+    """
+
+    min_similarity: Annotated[float, Field(ge=0.9, le=1)] = 0.95  # below 0.9 the search would miss most pairs
+    max_level_spread: Annotated[float, Field(ge=1)] = 1.25
+
+
+@dataclass(frozen=True, config=STRICT)
 class SplitsConfig:
     """Who trains, who validates, who tests.
 
-    strategy: `grouped` by patient, `random` by record, or `official`: the source's own folds
+    strategy: `grouped` by patient, `random` by record, `official`: the source's own folds, `temporal`: the earliest
+        records train, the latest test; `grouped_temporal`: the same with each patient where their latest record is.
+        Dates order patients only where they are true: MIMIC's are shifted by years, patient by patient
+    unknown_patients: with a grouped strategy, a record of no known patient is an `error`, or split `alone`
+    duplicates: records that are the same ECG are kept together, all of them (`keep`) or the first alone (`drop_copies`)
     """
 
-    strategy: Literal["grouped", "random", "official"] = "grouped"
+    strategy: Literal["grouped", "random", "official", "temporal", "grouped_temporal"] = "grouped"
     valid_share: Share = 0.1
     test_share: Share = 0.1
     valid_folds: tuple[int, ...] = (9,)  # of the official folds (PTB-XL)
     test_folds: tuple[int, ...] = (10,)
     seed: int = 0
+    unknown_patients: Literal["error", "alone"] = "error"
+    duplicates: Literal["keep", "drop_copies"] = "keep"
     exclude_invalid: bool = True  # leave out records with an invalid sample or a missing lead
     exclude_constant: bool = True  # leave out records with a constant lead
 
@@ -284,6 +302,7 @@ class Pipeline:
     description: str = ""
     synthetic: SyntheticConfig = SyntheticConfig()
     prepare: PrepareConfig = PrepareConfig()
+    audit: AuditConfig = AuditConfig()
     splits: SplitsConfig = SplitsConfig()
     labels: LabelsConfig = LabelsConfig()
     manifests: ManifestsConfig = ManifestsConfig()

@@ -93,7 +93,7 @@ def test_a_contract_says_what_a_person_needs(name: str) -> None:
 
 def unit_in(column: str) -> str | None:
     """Units ride in names."""
-    units = {"hz": "Hz", "mv": "mV", "s": "s", "years": "years"}
+    units = {"hz": "Hz", "mv": "mV", "uv": "uV", "s": "s", "years": "years"}
     return units.get(column.rpartition("_")[2])
 
 
