@@ -250,6 +250,31 @@ def peek(
         typer.echo(f"\ndrawn: {picture}")
 
 
+@app.command("init-source")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Your recordings.", show_default=False)],
+    picture: Annotated[Path, typer.Option("--picture", metavar="PNG", help="Where five of them are drawn.")] = Path(
+        "init-source.png"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Write ecgfm.yaml anew where there is one.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Look at a folder of your own recordings, write an ecgfm.yaml that reads it, and draw five of them.
+
+    Files of any format that is read (WFDB, vendors'), or arrays (.npy, HDF5); CSV tables about them. What the files do
+    not say is guessed, with the reason beside it.
+
+    Example:
+
+      ecgfm init-source /data/our-ecgs
+    """
+    with one_line_errors(debug):
+        from ecgfm.init_source import init_source
+
+        for line in init_source(folder, picture, force):
+            typer.echo(line)
+
+
 @app.command()
 def ui(
     data_dir: DataDir = Path("ecgfm-data"),

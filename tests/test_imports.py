@@ -38,6 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # recordings
     "formats": {"ecg", "formats"},
     "sources": {*WORDS, "formats", "sources"},
+    "init_tables": {"sources"},
+    "init_source": {*WORDS, "formats", "sources", "drawing", "init_tables"},
     "synthetic_ecg": {"ecg"},
     "synthesize": {*TABLES, "synthetic_ecg"},
     "signals": WORDS,

@@ -47,7 +47,11 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
             f"{raw_dir}: expected an {FILE} that says what lies there, found {found(raw_dir)}"
             f"{other_source(raw_dir, NAME) or f'; write it with `ecgfm init-source {raw_dir}`'}"
         )
-    config = load(raw_dir)
+    return list_as_told(raw_dir, load(raw_dir))
+
+
+def list_as_told(raw_dir: Path, config: OwnConfig) -> pl.DataFrame:
+    """The records that a config names in a folder; see `list_records`."""
     if config.files is not None:
         reading = _reading(config, list(config.files.override))
         rows = [row | {"reading": reading} for row in _of_files(raw_dir, config.files)]
