@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ecgfm.config import PROGRESS_BAR, ListConfig, PrepareConfig
@@ -116,7 +117,12 @@ def prepare_slice(inputs: Mapping[str, Path], config: PrepareConfig, out: Path) 
     prepare = partial(prepare_block, source_name, inputs["raw"], config)
     tables = _Tables()
     shard = ShardWriter(out / "shard.h5", source_name, slice_id, config.sampling_rate_hz, segment_samples, config.leads)
-    with shard, tqdm(desc=f"prepare {slice_id}", total=rows.height, unit=" records", **PROGRESS_BAR) as progress:
+    # one BLAS thread: the matrices are small, and a second thread would only wait for the first
+    with (
+        threadpool_limits(1),
+        shard,
+        tqdm(desc=f"prepare {slice_id}", total=rows.height, unit=" records", **PROGRESS_BAR) as progress,
+    ):
         for block in ordered_map(prepare, blocks, worthwhile(rows.height, config.workers)):
             prepared = [one for one in block if isinstance(one, PreparedRecord)]
             if prepared:

@@ -73,7 +73,7 @@ def synthesize(inputs: Mapping[str, Any], config: SyntheticConfig, out: Path) ->
                 counts["challenge_2021"] += 1
                 name = f"S{counts['challenge_2021']:05d}"
                 folder = challenge / f"g{(counts['challenge_2021'] - 1) // RECORDS_PER_FOLDER + 1}"
-                _write_challenge(folder, name, recording, asserted)
+                write_challenge(folder, name, recording, asserted)
                 patient_rows.append((name, f"p{number:05d}"))
             else:
                 counts["mimic_iv_ecg"] += 1
@@ -176,7 +176,7 @@ def _machine_row(subject: int, study: int, recording: Recording, statements: Seq
 # ---- files
 
 
-def _write_challenge(folder: Path, name: str, recording: Recording, asserted: Sequence[str]) -> None:
+def write_challenge(folder: Path, name: str, recording: Recording, asserted: Sequence[str]) -> None:
     """`name.hea` and `name.mat` as the Challenge publishes them."""
     folder.mkdir(parents=True, exist_ok=True)
     n_leads, n_samples = recording.digital.shape
@@ -222,7 +222,7 @@ def _write_broken(folder: Path, seed: int) -> None:
     """The recordings that no reader can read: each one is a good recording of patient 0, then damaged."""
     recording = next(iter(recordings(seed, 0)))
     for name in BROKEN:
-        _write_challenge(folder, name, recording, recording.findings)
+        write_challenge(folder, name, recording, recording.findings)
     signal = folder / "truncated.mat"
     signal.write_bytes(signal.read_bytes()[: signal.stat().st_size * 3 // 5])
     (folder / "without_signal.mat").unlink()

@@ -301,6 +301,130 @@ def test_a_record_of_next_to_no_samples_does_not_end_the_run(n_samples: int) -> 
             prepare_record(record, PrepareConfig())
 
 
+# ---- options
+
+
+def prepared_with(raw: Path, tmp_path: Path, **values: object) -> Prepared:
+    """The slice of the good and bad records, prepared with other options."""
+    return prepare(raw, tmp_path / "prepared", config=PrepareConfig(**values))[SLICE]  # type: ignore[arg-type]
+
+
+def rejects_of(prepared: Prepared) -> dict[str, str]:
+    rows = read_table(prepared.directory / "rejects.parquet", "rejects").iter_rows(named=True)
+    return {row["record_id"].partition("/")[2]: row["reason"] for row in rows}
+
+
+def test_leads_are_chosen_and_ordered_by_the_config(raw: Path, tmp_path: Path, slices: dict[str, Prepared]) -> None:
+    prepared = prepared_with(raw, tmp_path, leads=("V1", "II"))
+    assert prepared.shard().leads == ("V1", "II")
+    row, whole = prepared.rows("good")[1], slices[SLICE].rows("good")[1]
+    all_leads = slices[SLICE].shard().signal_mv(whole)
+    np.testing.assert_array_equal(prepared.shard().signal_mv(row), all_leads[[LEADS.index("V1"), LEADS.index("II")]])
+    two_leads = prepared.records["two_leads"]
+    assert two_leads["leads"] == ["V1", "II"]
+    assert two_leads["invalid_leads"] == []  # nothing that was asked for is missing
+    assert prepared.records["holes"]["invalid_leads"] == []  # the holes are in III
+    assert np.shape(prepared.records["good"]["lead_mean_mv"]) == (2,)
+
+
+def test_records_without_a_chosen_lead_are_rejected(raw: Path, tmp_path: Path) -> None:
+    prepared = prepared_with(raw, tmp_path, leads=("V6",))
+    assert rejects_of(prepared)["two_leads"] == "no_standard_lead"
+    assert "good" in prepared.records
+
+
+def test_gaps_can_be_turned_away_but_a_missing_lead_is_none(raw: Path, tmp_path: Path) -> None:
+    prepared = prepared_with(raw, tmp_path, gaps="reject")
+    assert rejects_of(prepared) == {**REJECTED, "holes": "invalid_sample"}
+    assert "two_leads" in prepared.records
+
+
+@pytest.mark.parametrize(("bridge_ms", "bridged"), [(20.0, True), (19.0, False)])
+def test_short_gaps_are_bridged_and_nothing_else_moves(
+    raw: Path, tmp_path: Path, slices: dict[str, Prepared], bridge_ms: float, bridged: bool
+) -> None:
+    prepared = prepared_with(raw, tmp_path, gaps="bridge", bridge_ms=bridge_ms)  # the gap: 10 samples, 20 ms
+    before = slices[SLICE].shard().digital(slices[SLICE].rows("holes"))[0]
+    after = prepared.shard().digital(prepared.rows("holes"))[0]
+    gap = before == INVALID
+    assert gap.sum() == 10
+    np.testing.assert_array_equal(after[~gap], before[~gap])
+    assert prepared.records["holes"]["invalid_leads"] == ([] if bridged else ["III"])
+    if bridged:
+        line = np.interp(np.arange(1000, 1010), [999, 1010], before[2, [999, 1010]])
+        np.testing.assert_allclose(after[2, 1000:1010], line, atol=0.5)
+    else:
+        assert (after[gap] == INVALID).all()
+
+
+def test_records_with_a_constant_lead_can_be_turned_away(raw: Path, tmp_path: Path) -> None:
+    prepared = prepared_with(raw, tmp_path, constant_leads="reject")
+    assert rejects_of(prepared) == {**REJECTED, "flat": "constant_lead", "flat_fast": "constant_lead"}
+
+
+@pytest.mark.parametrize(
+    ("values", "kept_hz", "gone_hz"),
+    [
+        ({"filter": "notch", "notch_hz": 50}, 10.0, 50.0),
+        ({"filter": "notch", "notch_hz": 60}, 10.0, 60.0),
+        ({"filter": "bandpass", "bandpass_hz": (0.5, 40.0)}, 10.0, 0.1),
+        ({"filter": "bandpass", "bandpass_hz": (0.5, 40.0)}, 10.0, 90.0),
+        ({"resample": "polyphase", "sampling_rate_hz": 100.0}, 10.0, 70.0),  # linear: an alias at 30 Hz
+    ],
+)
+def test_what_a_filter_takes_away_is_gone_and_the_rest_is_there(
+    values: dict[str, object], kept_hz: float, gone_hz: float
+) -> None:
+    seconds = np.arange(20_000) / 500
+    config = PrepareConfig(**values)  # type: ignore[arg-type]
+
+    def height(frequency_hz: float) -> float:
+        wave = np.tile(np.sin(2 * np.pi * frequency_hz * seconds), (12, 1))
+        prepared = prepare_record(EcgRecord("test/1", LEADS, 500.0, wave), config)
+        middle = len(prepared.segments) // 2
+        gain, baseline, _, _ = prepared.per_lead
+        signal_mv = (prepared.segments[middle] - baseline[:, None]) / gain[:, None]
+        return float(np.sqrt(2) * signal_mv.std())
+
+    assert height(kept_hz) == pytest.approx(1, abs=0.02)
+    assert height(gone_hz) < 0.05
+    if "resample" in values:
+        config = PrepareConfig(sampling_rate_hz=100.0)
+        assert height(gone_hz) > 0.4
+
+
+def test_a_filter_that_does_not_go_with_a_rate_is_told(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"prepare.filter bandpass: physionet2021/slow: .*200"):
+        prepared_with(raw, tmp_path, filter="bandpass", bandpass_hz=(0.5, 210.0))
+
+
+def test_several_processes_write_the_same_bytes(
+    raw: Path, tmp_path: Path, slices: dict[str, Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfm.processes.RECORDS_PER_PROCESS", 4)
+    monkeypatch.setattr("ecgfm.prepare.BLOCK_RECORDS", 3)
+    alone = prepared_with(raw, tmp_path / "alone", workers=1)
+    together = prepared_with(raw, tmp_path / "together", workers=3)
+    names = sorted(path.name for path in alone.directory.iterdir())
+    assert names == sorted(["shard.h5", *(f"{table}.parquet" for table in TABLES)])
+    for name in names:
+        assert (alone.directory / name).read_bytes() == (together.directory / name).read_bytes(), name
+    assert alone.counts == together.counts == slices[SLICE].counts
+
+
+TABLES = ("quality", "records", "rejects", "segments", "sketches")
+
+
+def test_quality_and_sketch_stand_beside_every_prepared_record(slices: dict[str, Prepared]) -> None:
+    prepared = slices[SLICE]
+    for table in ("quality", "sketches"):
+        rows = read_table(prepared.directory / f"{table}.parquet", table)
+        assert {name.partition("/")[2] for name in rows["record_id"]} == set(prepared.records)
+    quality = read_table(prepared.directory / "quality.parquet", "quality")
+    flat = quality.filter(pl.col("record_id") == "physionet2021/flat")["lead_flat_share"][0]
+    assert [share == 1 for share in flat] == [lead == 6 for lead in range(12)]
+
+
 # ---- real recordings
 
 
