@@ -7,6 +7,7 @@ read; a representative beat is a series of its own, or one derived from the rhyt
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -38,10 +39,8 @@ _SECONDS_PER_UNIT = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _AGE_CODES = {"21612-7", "30525-0", "29553-5", "MDC_ATTR_PT_AGE"}
 """LOINC: age reported, age, age calculated; MDC (ISO/IEEE 11073): the patient's age."""
 
-_TIME_LAYOUTS = (
-    *("%Y%m%d%H%M%S.%f%z", "%Y%m%d%H%M%S%z", "%Y%m%d%H%M%z"),
-    *("%Y%m%d%H%M%S.%f", "%Y%m%d%H%M%S", "%Y%m%d%H%M", "%Y%m%d"),
-)
+_TIME = re.compile(r"(\d{8}(?:\d{2}){0,3})(?:\.(\d{1,6})\d*)?([-+]\d{4})?", re.ASCII)
+_TIME_LAYOUT = "%Y%m%d%H%M%S"
 
 
 class Voltage(NamedTuple):
@@ -141,7 +140,16 @@ def _voltage(sequence: Element) -> Voltage:
 
 
 def _moment(text: str) -> datetime | None:
-    return moment_of(text, *_TIME_LAYOUTS)
+    """The time that a TS of HL7 is, from `20021122` to `20021122091000.500+0100`; None where it is none.
+
+    Its digits are counted: `strptime` alone takes `19521122` for one in the morning of January the 1st.
+    """
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    digits, fraction, zone = match[1], match[2] or "0", match[3] or ""
+    layout = _TIME_LAYOUT[: 6 + (len(digits) - 8)]
+    return moment_of(f"{digits}.{fraction}{zone}", f"{layout}.%f{'%z' if zone else ''}")
 
 
 def _facts(root: Element, rhythm: Element, units: str, notes: list[str]) -> FileFacts:

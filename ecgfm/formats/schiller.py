@@ -5,6 +5,8 @@ An event holds `wavedata` of several types; `ECG_RHYTHMS` is the recording, `ECG
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -78,11 +80,16 @@ def _sampling_rate_hz(rhythm: Element) -> float:
     return positive_number(text_at(rhythm, "resolution/samplerate/value"), "samplerate")
 
 
+def _moment(date: str, time: str) -> datetime | None:
+    """`20060502` and `140610000`, the last three milliseconds; None where either is something else."""
+    if re.fullmatch(r"\d{8}", date, re.ASCII) is None or re.fullmatch(r"\d{6}(?:\d{3})?", time, re.ASCII) is None:
+        return None
+    return moment_of(f"{date} {time[:6]}", "%Y%m%d %H%M%S")
+
+
 def _facts(root: Element, units: str, n_rhythms: int) -> FileFacts:
     start = "examdescript/startdatetime"
-    recorded_at = moment_of(
-        f"{text_at(root, f'{start}/date')} {text_at(root, f'{start}/time')[:6]}", "%Y%m%d %H%M%S"
-    )  # the time goes on with milliseconds
+    recorded_at = _moment(text_at(root, f"{start}/date"), text_at(root, f"{start}/time"))
     statements = [
         line.strip()
         for block in root.findall("eventdata/event/textdata")
@@ -98,7 +105,7 @@ def _facts(root: Element, units: str, n_rhythms: int) -> FileFacts:
         format=NAME,
         units=units,
         patient_id=text_at(root, "patdata/id") or None,
-        age_years=years_between(moment_of(text_at(root, "patdata/birthdate")[:8], "%Y%m%d"), recorded_at),
+        age_years=years_between(_moment(text_at(root, "patdata/birthdate"), "000000"), recorded_at),
         sex=sex_of(text_at(root, "patdata/gender")),
         recorded_at=recorded_at,
         statements=tuple(filter(None, statements)),
