@@ -31,6 +31,7 @@ SHORT_LAYOUT = tuple(zip(LEADS[:6], LEADS[6:], strict=True))
 
 RHYTHM_LEAD = "II"
 LONG_SECONDS, SHORT_SECONDS = 10.0, 5.0
+_NEARLY_LONG_SECONDS = 9.9  # devices that say 10 s store some samples less
 
 MAX_SINGLE_LEAD_ROWS = 6
 
@@ -143,10 +144,10 @@ def ecg_figure(
 ) -> Figure:
     """An ECG at 25 mm/s and 10 mm/mV on paper with lines every 1 and 5 mm, true to scale.
 
-    All twelve leads and 10 s or more: three rows of four leads, 2.5 s each and all in one time, above a rhythm strip of
-    lead II. Twelve leads and less time: six rows of two leads, their first 5 s. A single lead: rows of 10 s, up to a
-    minute. Any other leads: a row each, their first 10 s. Each lead is drawn about its median, as a recorder without
-    direct current draws it. An invalid sample is a gap.
+    All twelve leads and 10 s (or nearly) or more: three rows of four leads, 2.5 s each and all in one time, above a
+    rhythm strip of lead II. Twelve leads and less time: six rows of two leads, their first 5 s. A single lead: rows of
+    10 s, up to a minute. Any other leads: a row each, their first 10 s. Each lead is drawn about its median, as a
+    recorder without direct current draws it. An invalid sample is a gap.
 
     signal_mv: (lead, time), millivolt; NaN where invalid
     saliency: (time,) 0 to 1, shaded behind all leads; None for none
@@ -200,10 +201,15 @@ def ecg_figure(
     return figure
 
 
+def drawn_seconds(total_s: float) -> float:
+    """How much of a twelve-lead recording is drawn."""
+    return min(total_s, LONG_SECONDS if total_s >= _NEARLY_LONG_SECONDS else SHORT_SECONDS)
+
+
 def _strips(leads: Sequence[str], total_s: float) -> list[_Strip]:
     """Which stretch of which lead lies where."""
     if set(LEADS) <= set(leads):
-        is_long = total_s >= LONG_SECONDS - 1e-9
+        is_long = drawn_seconds(total_s) > SHORT_SECONDS
         layout = LONG_LAYOUT if is_long else SHORT_LAYOUT
         seconds = LONG_SECONDS / len(layout[0]) if is_long else SHORT_SECONDS
         strips = [

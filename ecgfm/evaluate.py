@@ -18,7 +18,7 @@ from ecgfm import checkpoints
 from ecgfm.config import EvaluateConfig, ModelConfig
 from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.data import Shards, in_order, load, pick_device, standardise
-from ecgfm.drawing import LONG_SECONDS, SHORT_SECONDS
+from ecgfm.drawing import LONG_SECONDS, drawn_seconds
 from ecgfm.ecg import InputError
 from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, SplitCounts, Training, render
 from ecgfm.label_space import LabelSpace, read_label_space
@@ -299,7 +299,7 @@ def _draw(
     (batch,) = load(shards, places[:, None], in_order(len(places), len(places)), device)
     attention = saliency(model, standardise(batch, device)).flatten().cpu().numpy()
     total = segments.height * seconds
-    drawn = LONG_SECONDS if total >= LONG_SECONDS else min(total, SHORT_SECONDS)
+    drawn = drawn_seconds(total)
     why = "A typical normal record"
     if choice.label is not None:
         which = "Most confident and true" if choice.kind == "right" else "Furthest from the truth"

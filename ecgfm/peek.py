@@ -164,7 +164,7 @@ def _rows(look: Look) -> list[tuple[str, str]]:
 
 
 def _age(years: float) -> str:
-    return f"{years:g} years" if years >= 2 else f"{years * 12:.0f} months"
+    return f"{years:.3g} years" if years >= 2 else f"{years * 12:.0f} months"
 
 
 def _units(record: EcgRecord, facts: FileFacts) -> str:

@@ -219,7 +219,7 @@ def test_a_dicom_file_tells_patient_time_device_and_interpretation(tmp_path: Pat
     assert (facts.patient_id, facts.sex, facts.age_years) == ("P7", "female", 69)
     assert facts.recorded_at == datetime(2020, 5, 31, 10, 11, 12)
     assert facts.statements == ("Sinus rhythm",)
-    assert "device: Maker Model 1" in facts.comments
+    assert "device Maker Model 1" in facts.comments
     assert "QRS Duration: 92" in facts.comments
     _, facts = read_bytes(dicom, dicom_file(dicom_group(an_ecg()), PatientAge="006M", PatientSex="O"), tmp_path)
     assert (facts.sex, facts.age_years) == (None, 0.5)
@@ -517,7 +517,7 @@ def test_an_scp_file_tells_patient_time_device_and_interpretation(tmp_path: Path
     assert facts.recorded_at == datetime(2020, 5, 31, 10, 11, 12)
     assert facts.statements == ("Sinus rhythm", "Normal ECG")
     assert set(facts.comments) == {
-        "device: Maker MODEL",
+        "device Maker MODEL",
         "remark: a remark",
         "filters: high-pass 0.05 Hz, low-pass 150 Hz",
     }

@@ -224,7 +224,7 @@ def _facts(dataset: Any, kind: str, units: str, notes: tuple[str, ...], group: A
         sex=sex.get(str(dataset.get("PatientSex") or "")),
         recorded_at=recorded_at,
         statements=tuple(filter(None, statements)),
-        comments=tuple(filter(None, (f"device: {device}" if device else "", _filters(group), *measured, *notes))),
+        comments=tuple(filter(None, (f"device {device}" if device else "", _filters(group), *measured, *notes))),
     )
 
 

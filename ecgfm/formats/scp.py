@@ -346,7 +346,7 @@ def _facts(sections: dict[int, bytes], units: str) -> FileFacts:
     if len(device) > 36:
         made_by = device[36:].split(b"\0")[4:5]
         words = " ".join(filter(None, (_text(part) for part in (*made_by, device[8:14]))))
-        comments.append(f"device: {words}" if words else "")
+        comments.append(f"device {words}" if words else "")
     comments += [
         f"{what}: {_text(tags[tag])}" for tag, what in ((13, "referral"), (30, "remark")) if _text(tags.get(tag, b""))
     ]
