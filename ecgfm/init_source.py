@@ -6,6 +6,7 @@ Everything that the files do not say is a guess, and the guess says why.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -34,7 +35,6 @@ N_READ = 100
 """Recordings that are read for the look, evenly over the listing."""
 
 N_DRAWN = 5
-_PER_SUFFIX = 3  # files of a suffix that are asked for their format
 _ARRAYS = (".npy", ".h5", ".hdf5")
 _NO_RECORDINGS = {*_ARRAYS, ".csv", ".dat", ".atr", ".png", ".jpg", ".md", ".txt", ".yaml", ".json", ".xsd", ".zip"}
 _USUAL_RATES_HZ = (100, 125, 128, 200, 240, 250, 256, 300, 360, 400, 500, 512, 1000)
@@ -90,15 +90,15 @@ def look_at(folder: Path) -> Look:
     for path in paths:
         by_suffix.setdefault(os.path.splitext(path)[1].lower(), []).append(path)
     shown = ", ".join(f"{len(those):,} {suffix or 'without suffix'}" for suffix, those in sorted(by_suffix.items()))
-    recordings = {suffix: name for suffix, those in sorted(by_suffix.items()) if (name := _format(folder, those))}
+    recordings = {suffix: known for suffix, those in sorted(by_suffix.items()) if (known := _formats(folder, those))}
     arrays = [path for suffix in _ARRAYS for path in by_suffix.get(suffix, [])]
     lines = [f"{folder}: {len(paths):,} files: {shown}"]
-    if known := re.match("; it looks like source (.*)", other_source(folder, own.NAME)):
-        lines.append(f"this looks as source {known[1]} has it, which needs no {FILE}")
+    if (other := other_source(folder, own.NAME)).startswith("; it looks"):
+        lines.append(f"{other.removeprefix('; ')}, which needs no {FILE}")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "own"
     if recordings:
         look = _of_files({suffix: by_suffix[suffix] for suffix in recordings}, name)
-        lines += [f"{len(by_suffix[suffix]):,} {suffix}: {format_name}" for suffix, format_name in recordings.items()]
+        lines += [f"{len(by_suffix[suffix]):,} {suffix}: {_counted(known)}" for suffix, known in recordings.items()]
         if arrays:
             lines.append(f"left aside: {len(arrays)} arrays such as {arrays[0]}; a folder has files or arrays")
     elif arrays:
@@ -156,18 +156,17 @@ def draw_records(records: Sequence[EcgRecord]) -> bytes:
 # ---- files
 
 
-def _format(folder: Path, paths: Sequence[str]) -> str:
-    """The format of files of one suffix, if they have one: that of the first of a few that has."""
-    if os.path.splitext(paths[0])[1].lower() in _NO_RECORDINGS:
-        return ""
-    for path in _evenly(paths, _PER_SUFFIX):
-        try:
-            known = formats.identify(folder / path)
-        except Rejected:
-            continue
-        if known is not None:
-            return known.NAME
-    return ""
+def _formats(folder: Path, paths: Sequence[str]) -> Counter[str]:
+    """The formats of files of one suffix, of as many as are looked at: format -> files."""
+    known: Counter[str] = Counter()
+    if os.path.splitext(paths[0])[1].lower() not in _NO_RECORDINGS:
+        for path in _evenly(paths, N_READ):
+            try:
+                of = formats.identify(folder / path)
+            except Rejected:
+                continue
+            known.update([of.NAME] if of else [])
+    return known
 
 
 def _of_files(by_suffix: Mapping[str, Sequence[str]], name: str) -> Look:
@@ -276,7 +275,8 @@ def _of_array(folder: Path, file: ArrayFile, path: str, dataset: str, shape: tup
     look.values["leads"] = list(leads)
     look.remarks["leads"] = "guess: the usual order; is it yours?"
     look.values["sampling_rate_hz"], look.remarks["sampling_rate_hz"] = _rate(file, dataset, sizes["time"])
-    look.values["units"], look.remarks["units"] = units_by_amplitude(signals)
+    look.values["units"], span = units_by_amplitude(signals)
+    look.remarks["units"] = f"GUESS by amplitude: a lead spans {span}, and that of an ECG 0.5 to 5 mV"
     return look
 
 
@@ -350,7 +350,7 @@ def _rate(file: ArrayFile, dataset: str, n_samples: int) -> tuple[float, str]:
 
 
 def units_by_amplitude(signals: Sequence[np.ndarray]) -> tuple[str, str]:
-    """The units in which (lead, time) signals are ECGs, whose leads span 0.05 to 50 mV; and why."""
+    """The units in which (lead, time) signals are ECGs, whose leads span 0.05 to 50 mV, and the span in the middle."""
     spans = []
     for signal in signals:
         valid = signal[np.isfinite(signal).any(axis=1)]
@@ -358,12 +358,7 @@ def units_by_amplitude(signals: Sequence[np.ndarray]) -> tuple[str, str]:
             low, high = np.nanpercentile(valid, [0.5, 99.5], axis=1)
             spans.append(np.median(high - low))
     span = float(np.median(spans)) if spans else 1.0
-    units = "V" if span < 0.05 else "mV" if span < 50 else "uV"
-    in_mv = {"V": span * 1e3, "mV": span, "uV": span / 1e3}[units]
-    return (
-        units,
-        f"GUESS by amplitude: a lead spans {span:.3g}, which as {units} is {in_mv:.2g} mV; an ECG spans 0.5 to 5",
-    )
+    return "V" if span < 0.05 else "mV" if span < 50 else "uV", f"{span:.3g}"
 
 
 # ---- what was read, and what to do next
@@ -393,9 +388,17 @@ def _what_was_read(records: Sequence[EcgRecord], rejected: Sequence[str]) -> lis
             f"  leads: {_counted(leads)}",
             f"  sampling rates: {_counted(rates)}; length {seconds[0]:.1f} to {seconds[-1]:.1f} s",
         ]
-        units, _ = units_by_amplitude([record.signal_mv[:, : 20 * int(record.sampling_rate_hz)] for record in records])
-        if units != "mV":
-            lines.append(f"  as read they look like {units}, not mV: see units and files.override")
+        units, why = units_by_amplitude(
+            [record.signal_mv[:, : 20 * int(record.sampling_rate_hz)] for record in records]
+        )
+        right = "as it should be" if units == "mV" else f"{units}, not mV? see units and files.override"
+        lines.append(f"  amplitude: a lead spans {why} as read: {right}")
+    standard = {lead.lower() for lead in LEADS}
+    others = Counter(lead for record in records for lead in record.leads if lead.lower() not in standard)
+    if others:
+        lines.append(
+            f"  none of the twelve leads, so left out: {_counted(others)}; rename_leads gives them their names"
+        )
     reasons = Counter(line.split(": ")[1] for line in rejected)
     lines += [
         f"  rejected, {reason}: {count}, such as {next(r for r in rejected if f': {reason}: ' in r)}"
@@ -415,8 +418,7 @@ def _next(folder: Path, listed: pl.DataFrame, rejected_share: float) -> list[str
     counts = Counter(listed["codes"].explode().drop_nulls().to_list())
     both = {code: count for code, count in counts.most_common(20) if count < listed["codes"].count()}
     if both:
-        codes = {code: [code] for code in both}
-        flow = yaml.safe_dump(codes, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False).strip()
+        flow = json.dumps({code: [code] for code in both}, ensure_ascii=False)  # is YAML, and its quotes suit a shell
         lines.append(f"codes: {_counted(counts)}")
         command += ["--set", "labels.scheme=codes", "--set", f"labels.codes={flow}"]
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,9 @@ import polars as pl
 from ecgfm.sources.listing import SEX
 
 _N_LINES = 2000  # of a table that are looked at
-_PATIENT = re.compile(r"patient|subject|person|mrn|\bpid\b", re.IGNORECASE)
-_AGE = re.compile(r"^age|(^|_)age($|_)", re.IGNORECASE)
 _SEX = re.compile(r"^(sex|gender)|^is_(fe)?male$", re.IGNORECASE)
 _CODES = re.compile(r"code|label|^dx|diagnos|snomed|rhythm|finding", re.IGNORECASE)
-_REPORT = re.compile(r"report|statement|interpretation|conclusion|comment", re.IGNORECASE)
-_FOLD = re.compile(r"fold$", re.IGNORECASE)
-_TIME = re.compile(r"date|time|recorded|acquired", re.IGNORECASE)
+_NO_FINDING = re.compile(r"death|died|dead|mortality|valid|train|test|quality|noise", re.IGNORECASE)
 _TRUTH = {"true", "false", "1", "0", "yes", "no", "1.0", "0.0"}
 _SEPARATORS = (";", "|", ",")
 
@@ -58,15 +54,17 @@ def guess_metadata(
     remarks = {"record": f"guess: {hits} of its first {table.height} values name a recording"}
     if match == "name":
         values["match"] = match
-    guessed, why = _columns(table, column)
+    guessed, why, said = _columns(table, column)
+    lines += [f"{path}: {line}" for line in said]
     if table.height >= _N_LINES or hits < listed.height:
         values["unlisted"] = "keep"
         remarks["unlisted"] = "the table does not name every recording; `reject` leaves those out"
     return values | guessed, remarks | why, lines
 
 
-def _columns(table: pl.DataFrame, record: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the other columns may be. A value that the guess cannot be read with rules it out."""
+def _columns(table: pl.DataFrame, record: str) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """What the other columns may be, and lines to print. A value that the guess cannot be read with rules it out."""
+    lines = []
     values: dict[str, Any] = {}
     remarks: dict[str, str] = {}
     flags = []
@@ -79,26 +77,27 @@ def _columns(table: pl.DataFrame, record: str) -> tuple[dict[str, Any], dict[str
             if (told := _sex(column, held)) is not None:
                 values |= {"sex": column, **told}
                 remarks["sex"] = f"values {', '.join(sorted(held)[:6])}"
-        elif held <= _TRUTH and len(held) <= 2:
+            else:
+                lines.append(
+                    f"{column} has {', '.join(sorted(held)[:6])}: name them with metadata.sex, female and male"
+                )
+        elif held <= _TRUTH and not _NO_FINDING.search(column):
             flags.append(column)
-        elif _AGE.search(column) and "age" not in values and _is_number(filled):
-            values["age"] = column
-        elif _PATIENT.search(column) and "patient" not in values:
-            values["patient"] = column
-        elif _FOLD.search(column) and "fold" not in values and _is_number(filled):
-            values["fold"] = column
-        elif _TIME.search(column) and "recorded_at" not in values and _is_time(filled):
-            values["recorded_at"] = column
-        elif _REPORT.search(column) and "report" not in values:
-            values["report"] = column
+        elif key := next(
+            (k for k, named, fits in _PLAIN if k not in values and named.search(column) and fits(filled)), ""
+        ):
+            values[key] = column
         elif _CODES.search(column) and "codes" not in values:
+            if filled[0][0] in "{[":
+                lines.append(f"{column} has codes in a language of its own, such as {filled[0][:40]}: left aside")
+                continue
             separator = next((s for s in _SEPARATORS if filled.str.contains(s, literal=True).any()), ";")
             values |= {"codes": column, "codes_separator": separator}
             remarks["codes"] = f"guess: by its name; such as {filled[0]!r}"
     if flags and "codes" not in values:
         values["code_columns"] = flags
         remarks["code_columns"] = "guess: columns of true and false; take out what is no finding"
-    return values, remarks
+    return values, remarks, lines
 
 
 def _sex(column: str, held: set[str]) -> dict[str, list[str]] | None:
@@ -123,3 +122,13 @@ def _is_time(values: pl.Series) -> bool:
         return values.str.to_datetime(strict=False).null_count() == 0
     except pl.exceptions.PolarsError:
         return False
+
+
+_PLAIN: tuple[tuple[str, re.Pattern[str], Callable[[pl.Series], bool]], ...] = (
+    ("age", re.compile(r"^age|_age$", re.IGNORECASE), _is_number),
+    ("patient", re.compile(r"patient|subject|person|mrn|\bpid\b", re.IGNORECASE), lambda _: True),
+    ("fold", re.compile(r"fold$", re.IGNORECASE), _is_number),
+    ("recorded_at", re.compile(r"date|time|recorded|acquired", re.IGNORECASE), _is_time),
+    ("report", re.compile(r"report|statement|interpretation|conclusion|comment", re.IGNORECASE), lambda _: True),
+)
+"""A key of MetadataConfig, how a column for it is called, and whether its values fit; the first that does is taken."""

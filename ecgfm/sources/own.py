@@ -55,11 +55,9 @@ def list_as_told(raw_dir: Path, config: OwnConfig) -> pl.DataFrame:
     if config.files is not None:
         reading = _reading(config, list(config.files.override))
         rows = [row | {"reading": reading} for row in _of_files(raw_dir, config.files)]
-        suffixes = not config.files.suffix_in_ids
     else:
         assert config.array is not None
         rows = list(_of_arrays(raw_dir, config, config.array))
-        suffixes = False
     table = listing(
         {
             **row,
@@ -77,7 +75,7 @@ def list_as_told(raw_dir: Path, config: OwnConfig) -> pl.DataFrame:
         raise InputError(
             f"{raw_dir}: expected every record once, found {twice['record_id'][0]} twice ({paths}){way_out}"
         )
-    return with_metadata(table, raw_dir, config.metadata, suffixes) if config.metadata else table
+    return with_metadata(table, raw_dir, config.metadata, config.files is not None) if config.metadata else table
 
 
 def read_record(raw_dir: Path, row: Mapping[str, Any]) -> EcgRecord:

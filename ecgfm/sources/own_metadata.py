@@ -33,10 +33,10 @@ def read_columns(raw_dir: Path, file: str, columns: Iterable[str]) -> pl.DataFra
     return read_csv(path, dict.fromkeys(columns))
 
 
-def with_metadata(table: pl.DataFrame, raw_dir: Path, config: MetadataConfig, suffixes: bool) -> pl.DataFrame:
+def with_metadata(table: pl.DataFrame, raw_dir: Path, config: MetadataConfig, files: bool) -> pl.DataFrame:
     """The listing with what the table says; what it does not say stays as the files say it.
 
-    suffixes: the table may name a recording with or without its file's suffix
+    files: the recordings are files, which the table may name with or without suffix
 
     Raises:
         InputError: the table has not the columns of the config, a value that is none, or a recording twice.
@@ -48,7 +48,7 @@ def with_metadata(table: pl.DataFrame, raw_dir: Path, config: MetadataConfig, su
     if lines[config.record].null_count():
         line = lines[config.record].is_null().arg_true()[0] + 2
         raise InputError(f"{path}: {config.record}: expected the name of a recording, found none in line {line}")
-    row_of = _rows_by_name(table, config, suffixes)
+    row_of = _rows_by_name(table, config, files)
     rows = [_row_of(name, row_of, path, config) for name in lines[config.record]]
     said = _columns(lines, config, path).with_columns(pl.Series(_ROW, rows, pl.Int64))
     twice = lines.filter(said[_ROW].is_not_null() & said[_ROW].is_duplicated() | pl.col(config.record).is_duplicated())
@@ -65,14 +65,14 @@ def with_metadata(table: pl.DataFrame, raw_dir: Path, config: MetadataConfig, su
     return listing(pl.concat([listing(merged.select(LISTING.names())), _absent(lines, said, config)]))
 
 
-def _rows_by_name(table: pl.DataFrame, config: MetadataConfig, suffixes: bool) -> dict[str, list[int]]:
+def _rows_by_name(table: pl.DataFrame, config: MetadataConfig, files: bool) -> dict[str, list[int]]:
     """Every name by which the table may call a recording -> the rows of the listing."""
     row_of: dict[str, list[int]] = {}
     for row, (record_id, raw_path) in enumerate(table.select("record_id", "raw_path").iter_rows()):
         names = {record_id.partition("/")[2]}
-        if suffixes:
+        if files:
             stem, suffix = os.path.splitext(raw_path)
-            names |= {stem + other for other in (_WFDB_SUFFIXES if suffix == ".hea" else (suffix,))}
+            names |= {stem, *(stem + other for other in (_WFDB_SUFFIXES if suffix == ".hea" else (suffix,)))}
         for name in {name.rpartition("/")[2] for name in names} if config.match == "name" else names:
             row_of.setdefault(name, []).append(row)
     return row_of
