@@ -7,7 +7,9 @@ gain that fits, so that a sample moves by at most 1/131,000 of its lead's range.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -66,6 +68,7 @@ class ShardWriter:
         segment_samples: int,
         leads: Sequence[str] = LEADS,
     ) -> None:
+        self._path = path
         self._file = h5py.File(path, "w", libver=("v110", "v110"))
         self._file.attrs.update(
             format=FORMAT,
@@ -91,8 +94,9 @@ class ShardWriter:
         rows = range(self.n_segments, self.n_segments + len(segments))
         if rows:
             self.n_segments = rows.stop
-            self._digital.resize(rows.stop, axis=0)
-            self._digital[rows.start : rows.stop] = segments
+            with self._plain_errors():
+                self._digital.resize(rows.stop, axis=0)
+                self._digital[rows.start : rows.stop] = segments
             self._per_lead.append(np.broadcast_to(per_lead, (len(segments), len(PER_LEAD), self._n_leads)))
         return rows
 
@@ -102,13 +106,24 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._plain_errors():
+            try:
+                if kind is None:
+                    values = np.concatenate([np.empty((0, len(PER_LEAD), self._n_leads)), *self._per_lead])
+                    for name, value in zip(PER_LEAD, values.swapaxes(0, 1), strict=True):
+                        self._file.create_dataset(name, data=value)
+            finally:
+                self._file.close()
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """HDF5 says with addresses and offsets that a disk is full; the operating system in five words."""
         try:
-            if kind is None:
-                values = np.concatenate([np.empty((0, len(PER_LEAD), self._n_leads)), *self._per_lead])
-                for name, value in zip(PER_LEAD, values.swapaxes(0, 1), strict=True):
-                    self._file.create_dataset(name, data=value)
-        finally:
-            self._file.close()
+            yield
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, os.strerror(error.errno), str(self._path)) from error
 
 
 class ShardReader:

@@ -181,13 +181,13 @@ class Store:
                 function = _import(request.stage.function)
                 paths = {name: _paths(given) for name, given in request.inputs.items()}
                 counts = function(paths, request.config, partial)
+                self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
             except BaseException as error:
                 if not request.stage.resumable:
-                    shutil.rmtree(partial)
+                    shutil.rmtree(partial, ignore_errors=True)  # gone already where the commit got as far as that
                 if isinstance(error, WorkerDied):
                     raise StageFailed(f"{request.name}: {error}") from error
                 raise
-            self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
         return self._made(place, request.name)
 
     def make_in_own_process(self, request: Request, force: bool = False) -> Output:
