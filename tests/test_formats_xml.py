@@ -251,7 +251,7 @@ def aecg_xml(
     increment: str = 'value="0.002" unit="s"',
     scale: str = 'value="2.5" unit="uV"',
     origin: str = 'value="100" unit="uV"',
-    codes: Sequence[str] = ("REPRESENTATIVE_BEAT", "RHYTHM", "RHYTHM"),
+    codes: Sequence[str] = ("REPRESENTATIVE_BEAT", "RHYTHM"),
     age: str = '<value xsi:type="PQ" value="46" unit="a"/>',
 ) -> str:
     def series(at: int, code: str) -> str:
@@ -415,7 +415,7 @@ def test_the_facts_of_an_hl7_file(tmp_path: Path) -> None:
         sex="female",
         recorded_at=datetime(2002, 11, 22, 9, 10, 0, 500_000),
         statements=("Sinus Rhythm", "Normal ECG"),
-        comments=("device ELI250", "the first of 2 rhythm series"),
+        comments=("device ELI250",),
     )
 
 
@@ -640,7 +640,9 @@ def test_origin_and_scale_have_units_of_their_own(tmp_path: Path) -> None:
 def test_the_rhythm_series_is_read_of_several(tmp_path: Path) -> None:
     beat_only = aecg_xml(signal(), codes=("REPRESENTATIVE_BEAT",))
     assert reason_of(tmp_path, hl7_aecg, beat_only) == "missing_signal"
-    assert read_text(tmp_path, hl7_aecg, aecg_xml(signal(), codes=("RHYTHM",)))[0].n_samples == 60
+    record, facts = read_text(tmp_path, hl7_aecg, aecg_xml(signal(), codes=("RHYTHM", "RHYTHM")))
+    assert record.n_samples == 60
+    assert facts.comments[-1] == "the first of 2 rhythm series"
 
 
 def test_fractions_are_kept_as_millivolts(tmp_path: Path) -> None:
@@ -838,7 +840,7 @@ def test_damaged_files_are_prepared_or_rejected(tmp_path: Path, name: str) -> No
     path = tmp_path / "fuzzed.xml"
     outcomes = []
 
-    @settings(max_examples=250, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
     @given(
         st.lists(
             st.tuples(st.integers(0, len(whole)), st.integers(0, 40), st.sampled_from(TOKENS) | st.binary(max_size=3)),
@@ -859,15 +861,16 @@ def test_damaged_files_are_prepared_or_rejected(tmp_path: Path, name: str) -> No
 
 @every_format
 def test_absurd_values_are_prepared_or_rejected(tmp_path: Path, name: str) -> None:
-    """Each text and attribute in turn replaced by what it should never be; the document stays well-formed."""
+    """Of each kind of element one has its text and attributes replaced, in a document that stays well-formed."""
     kind = FORMATS[name]
     text = kind.write(signal(kind.leads[:6], n_samples=12))
     path = tmp_path / "absurd.xml"
     (tmp_path / "whole.xml").write_bytes(text.encode("latin-1"))
     root = parse(tmp_path / "whole.xml")
     outcomes = []
-    values = ["", "-1", "0", "1e400", "nan", "9" * 5000, "1" * 15, "0.5", "99999", "AAAA", "\u0661", "x" * 300]
-    for element in root.iter():
+    values = ["", "-1", "0", "1e400", "9" * 5000, "1" * 15, "AAAA", "x" * 300]
+    places = {(parent.tag, child.tag): child for parent in root.iter() for child in parent}
+    for element in places.values():
         kept_text, kept = element.text, dict(element.attrib)
         for value in values:
             if not len(element):
