@@ -16,6 +16,7 @@ from ecgfm.quality import Quality, assess
 
 MAX_DRAWN_LEADS = 12
 _HEADER_SUFFIX = ".hea"
+_SIGNAL_SUFFIXES, _TABLE_SUFFIXES = (".dat", ".mat"), (".h5", ".hdf5", ".npy", ".csv")
 _SPELLING = {lead.lower(): lead for lead in LEADS}
 _SHOWN_LINES, _SHOWN_WIDTH = 40, 400  # of comments and of statements: a file may hold thousands
 
@@ -72,8 +73,8 @@ def describe(look: Look) -> list[str]:
     return lines
 
 
-def draw(look: Look, picture: Path) -> None:
-    """Draw a recording on ECG paper, 25 mm/s and 10 mm/mV, into a .png or .svg file.
+def draw(look: Look, picture: Path) -> tuple[str, ...]:
+    """Draw a recording on ECG paper, 25 mm/s and 10 mm/mV, into a .png or .svg file. The leads left out.
 
     Of more than twelve leads the standard ones are drawn, or where there are none the first twelve.
 
@@ -95,6 +96,7 @@ def draw(look: Look, picture: Path) -> None:
         picture_format=picture_format,
     )
     picture.write_bytes(drawn)
+    return tuple(lead for row, lead in enumerate(look.leads) if row not in rows)
 
 
 def _picture_format(picture: Path) -> Literal["png", "svg"]:
@@ -112,7 +114,10 @@ def _file_to_read(path: Path) -> Path:
     if path.is_dir():
         some = next((child for child in sorted(path.iterdir()) if _is_recording(child)), None)
         example = f", such as {some}" if some else ""
-        raise InputError(f"{path}: expected a file, found a folder; name one file in it{example}")
+        raise InputError(
+            f"{path}: expected a file, found a folder; name one file in it{example}, or look at all of them with "
+            "ecgfm init-source"
+        )
     if not path.exists():
         if header.is_file():
             return header
@@ -126,7 +131,11 @@ def _file_to_read(path: Path) -> Path:
         return beside
     if known is None:
         names = ", ".join(each.NAME for each in FORMATS)
-        hint = f"; a WFDB signal file needs its header {beside.name} beside it" if _may_be_signal(path) else ""
+        hint = ""
+        if path.suffix.lower() in _SIGNAL_SUFFIXES:
+            hint = f"; a WFDB signal file needs its header {beside.name} beside it"
+        elif path.suffix.lower() in _TABLE_SUFFIXES:
+            hint = "; arrays of recordings are looked at with ecgfm init-source FOLDER"
         raise InputError(f"{path}: not a recording of a format that is read: {names}{hint}")
     return path
 
@@ -136,10 +145,6 @@ def _is_recording(path: Path) -> bool:
         return path.is_file() and identify(path) is not None
     except Rejected:
         return False
-
-
-def _may_be_signal(path: Path) -> bool:
-    return path.suffix.lower() in (".dat", ".mat")
 
 
 def _rows(look: Look) -> list[tuple[str, str]]:

@@ -244,10 +244,10 @@ def peek(
 
         look = look_at(file)
         picture = out or Path(f"{look.path.name}.png")
+        left_out = draw(look, picture)
         for line in describe(look):
             typer.echo(line)
-        draw(look, picture)
-        typer.echo(f"\ndrawn: {picture}")
+        typer.echo(f"\ndrawn: {picture}" + (f" (without {', '.join(left_out)})" if left_out else ""))
 
 
 @app.command("init-source")
@@ -331,7 +331,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         typer.secho(f"error: {error}; what is saved is kept: run the same command to go on", fg="red", err=True)
         raise typer.Exit(1) from None
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        if debug or error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EDQUOT):
             raise
         typer.secho(f"error: {error}; nothing is lost: run the same command again when mended", fg="red", err=True)
         raise typer.Exit(1) from None

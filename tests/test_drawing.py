@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ecgfm.drawing import LONG_LAYOUT, SHORT_LAYOUT, Panel, Series, draw_ecg, draw_panels, ecg_figure
+from ecgfm.drawing import LONG_LAYOUT, SHORT_LAYOUT, Panel, Series, draw_ecg, draw_panels, drawn_seconds, ecg_figure
 from ecgfm.ecg import LEADS
 
 RATE_HZ = 200.0
@@ -74,6 +74,59 @@ def test_less_than_ten_seconds_are_six_rows_of_two() -> None:
     assert traces(figure, "V1")[0][0, 0] - traces(figure, "I")[0][0, 0] == pytest.approx(1250, abs=0.1)
 
 
+def test_a_recording_some_samples_short_of_ten_seconds_is_drawn_as_one_of_ten() -> None:
+    assert len(traces(ecg_figure(steps_of_one_mv(9.95), RATE_HZ), "II")) == 2
+    assert [drawn_seconds(seconds) for seconds in (60, 10, 9.95, 9, 4)] == [10, 10, 9.95, 5, 4]
+
+
+@pytest.mark.parametrize("n_leads", range(2, 12))
+def test_some_leads_have_a_row_each_in_their_order(n_leads: int) -> None:
+    leads = tuple(reversed(LEADS))[:n_leads]
+    figure = ecg_figure(steps_of_one_mv(12)[:n_leads], RATE_HZ, leads=leads)
+    heights = []
+    for lead in leads:
+        (dots,) = traces(figure, lead)
+        assert len(dots) == 2000  # the first 10 s
+        assert np.ptp(dots[:, 1]) == pytest.approx(100, abs=0.1)
+        assert dots[round(RATE_HZ), 0] - dots[0, 0] == pytest.approx(250, abs=0.1)
+        heights.append(dots[:, 1].min())
+    assert heights == sorted(heights, reverse=True)
+    (axes,) = figure.axes
+    assert "the first 10 s of 12 s" in [text.get_text() for text in axes.texts]
+
+
+def test_a_single_lead_goes_on_in_rows_of_ten_seconds_up_to_a_minute() -> None:
+    for seconds, rows in ((3, [600]), (10, [2000]), (25, [2000, 2000, 1000]), (90, [2000] * 6)):
+        signal_mv = np.arange(round(seconds * RATE_HZ))[None] / 1e4  # a ramp tells the time by its height
+        found = traces(ecg_figure(signal_mv, RATE_HZ, leads=["MLII"]), "MLII")
+        assert [len(dots) for dots in found] == rows
+        assert len({round(dots[0, 0]) for dots in found}) == 1
+        below = [dots[:, 1].mean() for dots in found]
+        assert below == sorted(below, reverse=True)
+
+
+def test_the_twelve_leads_are_found_by_name_and_others_left_out() -> None:
+    leads = ("V7", *reversed(LEADS))
+    signal_mv = np.arange(13.0)[:, None] / 10 + steps_of_one_mv(10)[:1]
+    figure = ecg_figure(signal_mv, RATE_HZ, leads=leads)
+    assert not traces(figure, "V7")
+    assert traces(figure, "I")[0][0, 0] < traces(figure, "aVR")[0][0, 0] < traces(figure, "V1")[0][0, 0]
+
+
+def test_words_of_a_file_are_drawn_as_they_are() -> None:
+    """Nothing between two dollar signs is a formula."""
+    picture = draw_ecg(steps_of_one_mv(5)[:1], RATE_HZ, title="$\\frac$ a < b", leads=["$x^{$"], picture_format="svg")
+    texts = [element.text for element in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
+    assert "$\\frac$ a < b" in texts
+    assert "$x^{$" in texts
+
+
+def test_an_svg_is_true_to_scale() -> None:
+    root = ET.fromstring(draw_ecg(steps_of_one_mv(10), RATE_HZ, picture_format="svg"))
+    millimetres = float(root.attrib["width"].removesuffix("pt")) / 72 * 25.4
+    assert millimetres == pytest.approx(5 + 10 + 10 * 25 + 5)  # margins, the pulse, ten seconds
+
+
 def test_an_invalid_sample_is_a_gap_and_a_missing_lead_is_said() -> None:
     signal_mv = steps_of_one_mv(10)
     signal_mv[LEADS.index("I"), 100:110] = np.nan
@@ -116,6 +169,8 @@ def test_equal_data_give_equal_bytes() -> None:
     x = np.linspace(0, 1, 20)
     panels = [Panel(f"p{i}", "x", "y", (Series("one", x, x**2),), diagonal=True) for i in range(3)]
     assert draw_panels(panels) == draw_panels(panels)
+    svg = [draw_ecg(signal_mv, RATE_HZ, leads=LEADS, picture_format="svg") for _ in range(2)]
+    assert svg[0] == svg[1]
 
 
 def test_panels_share_one_legend_and_are_well_formed() -> None:

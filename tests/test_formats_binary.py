@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import resource
 import struct
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scp_writer import OwnTable, ScpFile, assemble, checksum, huffman, resealed
 
-from ecgfm.ecg import INVALID, LEADS, EcgRecord, FileFacts, Rejected
+from ecgfm.ecg import INVALID, LEADS, EcgRecord, FileFacts, InputError, Rejected
 from ecgfm.formats import FORMATS, HEAD_BYTES, dicom, edf, identify, read_file, scp
 from ecgfm.formats.lead_names import lead_of_label
 
@@ -587,6 +588,15 @@ def test_what_is_no_file_is_rejected_at_once(tmp_path: Path) -> None:
             read_file(tmp_path / name, "x")
 
 
+@pytest.mark.parametrize(("reader", "package", "extra"), [(dicom, "pydicom", "dicom"), (edf, "edfio", "edf")])
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Any, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"needs {package}: pip install 'ecgfm\[{extra}\]'"):
+        reader.read(tmp_path / "file", "x")
+
+
 def valid_files() -> dict[str, tuple[Any, bytes, Callable[[bytes], bytes]]]:
     """A small valid file of each kind, its reader, and what is done to a damaged one so that the damage is seen."""
     beat = ScpFile(
@@ -704,15 +714,18 @@ def test_real_files_obey_einthoven_and_goldberger(shared: Path) -> None:
         assert np.std(mv["II"]) > 0.05
 
 
-def test_one_ecg_in_dicom_and_in_scp_is_the_same_to_the_last_digit(shared: Path) -> None:
-    """The example of a converter in both formats: two independent encodings, one of them with Huffman codes."""
+def test_one_ecg_in_dicom_scp_and_aecg_is_the_same_to_the_last_digit(shared: Path) -> None:
+    """Published as an example in all three: as integers, as Huffman codes and as text."""
+    pytest.importorskip("defusedxml")
     records = real_files(shared)
-    one, other = records["Example.dcm"], records["Example.scp"]
-    rows = [other.leads.index(lead) for lead in one.leads]
+    one = records["Example.dcm"]
+    aecg, _ = read_file(shared / "data/vendor/FDA/subject1_0.xml", "x")
     assert one.digital is not None
-    assert other.digital is not None
-    assert np.array_equal(one.digital.digital, other.digital.digital[rows])
-    assert np.array_equal(one.digital.adc_gain_per_mv, other.digital.adc_gain_per_mv[rows])
+    for other in (records["Example.scp"], aecg):
+        rows = [other.leads.index(lead) for lead in one.leads]
+        assert other.digital is not None
+        assert np.array_equal(one.digital.digital, other.digital.digital[rows])
+        np.testing.assert_allclose(one.signal_mv, other.signal_mv[rows], rtol=1e-12)
 
 
 def test_a_device_that_writes_scp_in_its_own_way_is_told_so(shared: Path) -> None:

@@ -64,7 +64,7 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
     """
     try:
         import pydicom
-        from pydicom.errors import InvalidDicomError
+        from pydicom.errors import BytesLengthException, InvalidDicomError
     except ModuleNotFoundError as error:
         raise InputError("reading DICOM needs pydicom: pip install 'ecgfm[dicom]'") from error
     try:
@@ -78,7 +78,7 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
                 raise Rejected("unreadable_signal", f"expected an uncompressed transfer syntax, found {syntax[:80]}")
             dataset = pydicom.dcmread(path)
             return _record(dataset, _ORDER_OF_BYTES[syntax], record_id)
-    except (InvalidDicomError, *_DAMAGE) as error:
+    except (InvalidDicomError, BytesLengthException, *_DAMAGE) as error:
         message = f"{type(error).__name__}: {error}".replace(str(path), path.name)
         raise Rejected("unreadable_signal", f"DICOM: {message[:200]}") from error
 
