@@ -6,6 +6,7 @@ values; the key; references to other tables. The checks themselves run in pander
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -70,7 +71,10 @@ def write_table(
     """
     check(table, name, references)
     partial = path.with_name(path.name + ".partial")
-    table.write_parquet(partial, compression="zstd", statistics=True)
+    content = io.BytesIO()  # of a full disk polars says that the Parquet is out of specification
+    table.write_parquet(content, compression="zstd", statistics=True)
+    with open(partial, "wb") as file:
+        file.write(content.getbuffer())
     os.replace(partial, path)
 
 

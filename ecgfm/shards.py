@@ -7,11 +7,12 @@ gain that fits, so that a sample moves by at most 1/131,000 of its lead's range.
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import h5py
 import numpy as np
@@ -68,8 +69,8 @@ class ShardWriter:
         segment_samples: int,
         leads: Sequence[str] = LEADS,
     ) -> None:
-        self._path = path
-        self._file = h5py.File(path, "w", libver=("v110", "v110"))
+        self._disk = _Disk(path)
+        self._file = h5py.File(self._disk, "w", libver=("v110", "v110"))
         self._file.attrs.update(
             format=FORMAT,
             source=source,
@@ -90,13 +91,16 @@ class ShardWriter:
 
         segments: (segment, lead, time) int16
         per_lead: (segment, 4, lead) float64 of `lead_values`, or (4, lead) where the segments are of one record
+
+        Raises:
+            OSError: the disk is full, or another reason not to write.
         """
         rows = range(self.n_segments, self.n_segments + len(segments))
         if rows:
             self.n_segments = rows.stop
-            with self._plain_errors():
-                self._digital.resize(rows.stop, axis=0)
-                self._digital[rows.start : rows.stop] = segments
+            self._digital.resize(rows.stop, axis=0)
+            self._digital[rows.start : rows.stop] = segments
+            self._disk.check()
             self._per_lead.append(np.broadcast_to(per_lead, (len(segments), len(PER_LEAD), self._n_leads)))
         return rows
 
@@ -106,24 +110,76 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._plain_errors():
-            try:
-                if kind is None:
-                    values = np.concatenate([np.empty((0, len(PER_LEAD), self._n_leads)), *self._per_lead])
-                    for name, value in zip(PER_LEAD, values.swapaxes(0, 1), strict=True):
-                        self._file.create_dataset(name, data=value)
-            finally:
-                self._file.close()
+        if kind is None:
+            values = np.concatenate([np.empty((0, len(PER_LEAD), self._n_leads)), *self._per_lead])
+            for name, value in zip(PER_LEAD, values.swapaxes(0, 1), strict=True):
+                self._file.create_dataset(name, data=value)
+        self._file.close()
+        self._disk.close()
+        if kind is None:
+            self._disk.check()
 
-    @contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        """HDF5 says with addresses and offsets that a disk is full; the operating system in five words."""
+
+class _Disk(io.RawIOBase):
+    """A new file for HDF5 to write, which remembers a failure and drops what is written after it: HDF5 must be able
+    to close a file, and where the disk is full it cannot, and takes the process down later."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._at = 0
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raises: OSError: a write failed; with the file's name."""
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror, str(self._path)) from self._error
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset if whence == os.SEEK_SET else os.lseek(self._handle, offset, whence)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self._handle, [buffer], self._at)
+        self._at += count
+        return count
+
+    def write(self, content: Any) -> int:
+        size = len(content)
         try:
-            yield
+            written = 0
+            while written < size and self._error is None:
+                written += os.pwrite(self._handle, content[written:], self._at + written)
         except OSError as error:
-            if error.errno is None:
-                raise
-            raise OSError(error.errno, os.strerror(error.errno), str(self._path)) from error
+            self._error = error
+        self._at += size
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self._at if size is None else size
+        try:
+            if self._error is None:
+                os.ftruncate(self._handle, size)
+        except OSError as error:
+            self._error = error
+        return size
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._handle)
+        super().close()
 
 
 class ShardReader:
