@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from ecgfm import formats
-from ecgfm.ecg import Digital, EcgRecord, FileFacts, InputError, Rejected
+from ecgfm.ecg import Digital, EcgRecord, InputError, Rejected
 from ecgfm.formats import wfdb, wfdb_header
 from ecgfm.formats.raw_files import inside
 from ecgfm.sources.arrays import ArrayFile, kept_open, open_array, without_padding
@@ -89,8 +89,7 @@ def read_record(raw_dir: Path, row: Mapping[str, Any]) -> EcgRecord:
         raise Rejected(*reading["rejected"])
     if "row" in reading:
         return _from_array(raw_dir, row, reading)
-    record, facts = _from_file(raw_dir, row["raw_path"], row["record_id"], reading)
-    return _as_told(record, facts, reading)
+    return _from_file(raw_dir, row["raw_path"], row["record_id"], reading)
 
 
 # ---- a folder of files
@@ -210,29 +209,32 @@ def _of_file(raw_dir: Path, path: str) -> dict[str, Any]:
     }
 
 
-def _from_file(
-    raw_dir: Path, path: str, record_id: str, reading: Mapping[str, Any]
-) -> tuple[EcgRecord, FileFacts | None]:
-    """The record as its file has it; the file's facts where `reading` needs them."""
-    if not path.lower().endswith(".hea"):
-        whole = inside(raw_dir, path)
-        if not os.path.isfile(whole):
-            raise Rejected("missing_signal", f"{path}: no such file")
-        return formats.read_file(Path(whole), record_id)
-    record = wfdb.read_wfdb(raw_dir, path, record_id)
-    if not {"units", "sampling_rate_hz"} & reading.keys():
-        return record, None
-    return record, FileFacts(wfdb.NAME, units=", ".join(_stated_units(_header_text(raw_dir, path))))
+def _from_file(raw_dir: Path, path: str, record_id: str, reading: Mapping[str, Any]) -> EcgRecord:
+    """The record in a file, with the leads, units and rate that `ecgfm.yaml` tells."""
+    if path.lower().endswith(".hea"):
+        record = wfdb.read_wfdb(raw_dir, path, record_id)
+        if not reading:
+            return record
+        states_rate, units = _stated(_header_text(raw_dir, path))
+        return _as_told(record, states_rate, ", ".join(units), reading)
+    whole = inside(raw_dir, path)
+    if not os.path.isfile(whole):
+        raise Rejected("missing_signal", f"{path}: no such file")
+    record, facts = formats.read_file(Path(whole), record_id)
+    return _as_told(record, True, facts.units, reading)
 
 
-def _stated_units(header: str) -> list[str]:
-    """The units that the signal lines of a WFDB header name, each once."""
-    _, *lines = [line.split(None, 3) for line in header.splitlines() if line and line[0] != "#"] or [[]]
-    return list(dict.fromkeys(words[2].partition("/")[2] for words in lines if len(words) > 2 and "/" in words[2]))
+def _stated(header: str) -> tuple[bool, list[str]]:
+    """Whether a WFDB header states the sampling rate, and the units of its signals, each once."""
+    first, *lines = [line.split(None, 3) for line in header.splitlines() if line and line[0] != "#"] or [[]]
+    units = [words[2].partition("/")[2] for words in lines if len(words) > 2 and "/" in words[2]]
+    return len(first) > 2, list(dict.fromkeys(units))
 
 
-def _as_told(record: EcgRecord, facts: FileFacts | None, reading: Mapping[str, Any]) -> EcgRecord:
+def _as_told(record: EcgRecord, states_rate: bool, units: str, reading: Mapping[str, Any]) -> EcgRecord:
     """The record with the leads, units and rate that `ecgfm.yaml` tells.
+
+    states_rate, units: what the file states itself; no units: none
 
     Raises:
         Rejected: the file says something else, and is not to be overridden.
@@ -246,13 +248,12 @@ def _as_told(record: EcgRecord, facts: FileFacts | None, reading: Mapping[str, A
     leads = tuple(rename.get(lead.lower(), lead) for lead in leads)
     override = reading.get("override", ())
     if told := reading.get("sampling_rate_hz"):
-        if told != rate_hz and "sampling_rate_hz" not in override:
+        if told != rate_hz and states_rate and "sampling_rate_hz" not in override:
             why = f"{FILE} says {told:g} Hz, the file {rate_hz:g}; files.override: [sampling_rate_hz] trusts {FILE}"
             raise Rejected("unreadable_header", why)
         rate_hz = told
     if told := reading.get("units"):
-        assert facts is not None
-        signal = _in_units(signal, facts.units, told, "units" in override)
+        signal = _in_units(signal, units, told, "units" in override)
     return EcgRecord(record.record_id, leads, rate_hz, signal)
 
 

@@ -50,7 +50,7 @@ def with_metadata(table: pl.DataFrame, raw_dir: Path, config: MetadataConfig, fi
         raise InputError(f"{path}: {config.record}: expected the name of a recording, found none in line {line}")
     row_of = _rows_by_name(table, config, files)
     rows = [_row_of(name, row_of, path, config) for name in lines[config.record]]
-    said = _columns(lines, config, path).with_columns(pl.Series(_ROW, rows, pl.Int64))
+    said = pl.DataFrame([pl.Series(_ROW, rows, pl.Int64), *_columns(lines, config, path)])
     twice = lines.filter(said[_ROW].is_not_null() & said[_ROW].is_duplicated() | pl.col(config.record).is_duplicated())
     if twice.height:
         raise InputError(f"{path}: expected every recording once, found {twice[config.record][0]} more than once")
@@ -86,8 +86,8 @@ def _row_of(name: str, row_of: dict[str, list[int]], path: Path, config: Metadat
     return rows[0] if rows else None
 
 
-def _columns(lines: pl.DataFrame, config: MetadataConfig, path: Path) -> pl.DataFrame:
-    """The columns of the listing that the table fills, a row per line."""
+def _columns(lines: pl.DataFrame, config: MetadataConfig, path: Path) -> list[pl.Series]:
+    """The columns of the listing that the table fills, a value per line."""
     columns: dict[str, pl.Expr] = {}
     if config.patient:
         columns["patient_id"] = pl.format("own/{}", config.patient)
@@ -118,14 +118,14 @@ def _columns(lines: pl.DataFrame, config: MetadataConfig, path: Path) -> pl.Data
         )
     if config.dataset:
         columns["dataset"] = pl.col(config.dataset)
-    said = {}
+    said = []
     for name, expression in columns.items():
         try:
-            said[name] = lines.select(expression.alias(name)).to_series()
+            said.append(lines.select(expression.alias(name)).to_series())
         except pl.exceptions.PolarsError as error:
             what = f"a value of {name} that ecgfm.yaml explains"
             raise InputError(f"{path}: expected {what}: {str(error).splitlines()[0]}") from error
-    return pl.DataFrame(said)
+    return said
 
 
 def _absent(lines: pl.DataFrame, said: pl.DataFrame, config: MetadataConfig) -> pl.DataFrame:
