@@ -549,13 +549,23 @@ def test_philips_documents_plain_or_compressed_hold_the_same_leads(
     np.testing.assert_array_equal(record.digital.digital, list(leads.values()))
 
 
+def test_a_table_of_strings_that_is_full_is_used_to_its_last(tmp_path: Path) -> None:
+    values = signal(("V1",), n_samples=3000, seed=2)["V1"]
+    packed = np.unpackbits(np.frombuffer(slow_xli(values)[8:], dtype=np.uint8))
+    codes = packed[: len(packed) // 10 * 10].reshape(-1, 10) @ (1 << np.arange(9, -1, -1))
+    assert {1021, 1022} < set(codes.tolist())
+    record, _ = read_text(tmp_path, philips, philips_xml({"V1": values}))
+    assert record.digital is not None
+    assert record.digital.digital[0].tolist() == values
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(-2000, 2000), min_size=3, max_size=400),
     st.lists(st.sampled_from([0, 0, 0, 1, 255]), min_size=0, max_size=3000),
 )
 def test_compression_of_any_signal_is_undone(tmp_path: Path, wild: list[int], tame: list[int]) -> None:
-    """Tame signals repeat themselves, fill the table, and use a string while it is being made."""
+    """Tame signals repeat themselves, and use a string while it is being made."""
     values = wild + tame
     record, _ = read_text(tmp_path, philips, philips_xml({"V1": values}))
     assert record.digital is not None
@@ -650,6 +660,13 @@ def test_fractions_are_kept_as_millivolts(tmp_path: Path) -> None:
     record, _ = read_text(tmp_path, hl7_aecg, text)
     assert record.digital is None
     np.testing.assert_allclose(record.signal_mv, [[0.10375, 0.09375]])
+
+
+def test_values_that_int16_does_not_hold_are_kept_as_millivolts(tmp_path: Path) -> None:
+    for values, is_digital in (([32767, -32767], True), ([32768, 0], False), ([0, -32768], False)):
+        record, _ = read_text(tmp_path, hl7_aecg, aecg_xml({"II": values}, origin='value="0" unit="uV"'))
+        assert (record.digital is not None) == is_digital
+        np.testing.assert_allclose(record.signal_mv[0], np.array(values) * 0.0025)
 
 
 # ---- signals that do not add up

@@ -13,11 +13,11 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from ecgfm.ecg import INVALID, EcgRecord, FileFacts, Rejected
+from ecgfm.formats.lead_names import lead_of_label
 from ecgfm.formats.xml_document import (
     age_years,
     base64_bytes,
     check_length,
-    lead_name,
     moment_of,
     mv_per_unit,
     number_or_none,
@@ -58,7 +58,7 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
     if not rhythms:
         raise Rejected("missing_signal", "expected a Waveform of type Rhythm, found none")
     leads = rhythms[0].findall("LeadData")
-    names = [lead_name(text_at(lead, "LeadID")) for lead in leads]
+    names = [lead_of_label(text_at(lead, "LeadID")) for lead in leads]
     values = [_samples(name, lead) for name, lead in zip(names, leads, strict=True)]
     scales = [_mv_per_bit(lead) for lead in leads]
     starts = {(number_or_none(text_at(lead, "LeadTimeOffset")) or 0.0) for lead in leads}

@@ -23,12 +23,12 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from ecgfm.ecg import LEADS, MAX_SAMPLES, EcgRecord, FileFacts, Rejected
+from ecgfm.formats.lead_names import lead_of_label
 from ecgfm.formats.xml_document import (
     age_years,
     base64_bytes,
     check_length,
     decimal_numbers,
-    lead_name,
     moment_of,
     number_or_none,
     parse,
@@ -114,7 +114,7 @@ def _lead_names(waveforms: Element, signal: Element) -> list[str]:
         promised = waveforms.get("numberofleads", str(len(labels)))
         if promised != str(len(labels)):
             raise Rejected("unreadable_header", f"expected {shown(promised)} lead labels, found {len(labels)}")
-        return [lead_name(label) for label in labels]
+        return [lead_of_label(label) for label in labels]
     channels, kind = text_at(signal, "numberchannelsvalid"), text_at(signal, "acquisitiontype")
     if channels != str(len(LEADS)) or kind not in _TWELVE_LEADS:
         raise Rejected(

@@ -21,7 +21,8 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 import numpy as np
 
-from ecgfm.ecg import INVALID, LEADS, MAX_SAMPLES, Digital, EcgRecord, InputError, Rejected
+from ecgfm.ecg import INVALID, MAX_SAMPLES, Digital, EcgRecord, InputError, Rejected
+from ecgfm.formats.lead_names import lead_of_label
 
 MAX_BYTES = 8 * 2**20
 """Of a file. A resting ECG of 10 s takes 0.05 to 0.5 MB as XML; 13 minutes of GE MUSE at 500 Hz fit."""
@@ -56,7 +57,6 @@ _YEARS_PER_UNIT = {
 
 _CHUNK_BYTES = 2**16
 
-_SPELLING = {lead.casefold(): lead for lead in LEADS}
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
 # The repetition is possessive: it keeps no state per number, and a mistake ends it at once.
@@ -232,11 +232,6 @@ def mv_per_unit(units: str) -> float:
         raise Rejected("unknown_units", f"expected V, mV, uV or nV, found {shown(units)}") from None
 
 
-def lead_name(name: str) -> str:
-    """The standard spelling where the lead is a standard one, else the name as it is."""
-    return _SPELLING.get(name.casefold(), name)
-
-
 def record_of(
     record_id: str,
     leads: Sequence[str],
@@ -258,7 +253,7 @@ def record_of(
     """
     if not leads or not any(map(len, values)):
         raise Rejected("missing_signal", "expected the samples of at least one lead, found none")
-    names = tuple(map(lead_name, leads))
+    names = tuple(map(lead_of_label, leads))
     if len(set(names)) < len(names):
         raise Rejected("duplicate_lead", f"expected every lead once, found {', '.join(names)}")
     if len({len(lead) for lead in values}) > 1:
