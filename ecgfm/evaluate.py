@@ -312,6 +312,7 @@ def _draw(
         record_id=record_id,
         why=why,
         signal_mv=np.concatenate(signal_mv, axis=1),
+        leads=shards.leads,
         sampling_rate_hz=shards.sampling_rate_hz,
         saliency=attention,
         caption=(

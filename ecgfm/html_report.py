@@ -93,7 +93,7 @@ class DrawnEcg:
     """One test record to draw.
 
     row: of the report's `truth`; why: in words, a heading
-    signal_mv: (lead, time), millivolt; saliency: (time,) 0 to 1
+    signal_mv: (lead, time), millivolt, of `leads`; saliency: (time,) 0 to 1
     caption: what part of the record it is
     """
 
@@ -101,6 +101,7 @@ class DrawnEcg:
     record_id: str
     why: str
     signal_mv: np.ndarray
+    leads: Sequence[str]
     sampling_rate_hz: float
     saliency: np.ndarray
     caption: str
@@ -387,7 +388,7 @@ def _ecg(report: Report, ecg: DrawnEcg) -> dict[str, Any]:
         for place, k in enumerate(order)
         if place < 3 or truth[k] == 1 or probabilities[k] >= thresholds[k]
     ]
-    png = draw_ecg(ecg.signal_mv, ecg.sampling_rate_hz, ecg.saliency, ecg.record_id)
+    png = draw_ecg(ecg.signal_mv, ecg.sampling_rate_hz, ecg.saliency, ecg.record_id, leads=ecg.leads)
     return {
         "record_id": ecg.record_id,
         "why": ecg.why,

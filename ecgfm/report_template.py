@@ -249,7 +249,7 @@ Each lead
 is drawn about its median.</p>
 {%- for ecg in ecgs %}
 <h3>{{ ecg.why }}</h3>
-<figure class="ecg"><img alt="12-lead ECG of record {{ ecg.record_id }}" src="{{ ecg.image }}">
+<figure class="ecg"><img alt="ECG of record {{ ecg.record_id }}" src="{{ ecg.image }}">
 <figcaption>{{ ecg.caption }}</figcaption></figure>
 <div class="wide"><table>
 <thead><tr><th>finding</th><th class="words">in the record</th><th class="words">by the model</th><th>probability</th>

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from ecgfm.ecg import LEADS
 from ecgfm.html_report import (
     DIFFERENCES,
     MAX_POINTS,
@@ -105,7 +106,9 @@ def report(n: int = 80, seed: int = 0) -> Report:
         pretraining=training,
         finetuning=replace(training, name="Finetuning"),
         ecgs=[
-            DrawnEcg(1, "synthetic/S1", "A typical normal record", signal_mv, 500.0, np.zeros(2500), "Its first 5 s.")
+            DrawnEcg(
+                1, "synthetic/S1", "A typical normal record", signal_mv, LEADS, 500.0, np.zeros(2500), "Its first 5 s."
+            )
         ],
     )
 
