@@ -885,7 +885,7 @@ def test_absurd_values_are_prepared_or_rejected(tmp_path: Path, name: str) -> No
     (tmp_path / "whole.xml").write_bytes(text.encode("latin-1"))
     root = parse(tmp_path / "whole.xml")
     outcomes = []
-    values = ["", "-1", "0", "1e400", "9" * 5000, "1" * 15, "AAAA", "x" * 300]
+    values = ["", "-1", "0", "1e300", "1e-323", "1e400", "9" * 5000, "1" * 15, "AAAA", "x" * 300]
     places = {(parent.tag, child.tag): child for parent in root.iter() for child in parent}
     for element in places.values():
         kept_text, kept = element.text, dict(element.attrib)

@@ -152,14 +152,14 @@ def text_at(element: Element, path: str) -> str:
 
 
 def positive_number(text: str, what: str) -> float:
-    """The finite positive number that `text` is.
+    """The number that `text` is, as rates and scales are: from 1e-12 to 1e12, so that what is worked out stays finite.
 
     Raises:
         Rejected: `unreadable_header`, with what was read.
     """
     number = number_or_none(text)
-    if number is None or not number > 0:
-        raise Rejected("unreadable_header", f"expected a positive number as {what}, found {shown(text)}")
+    if number is None or not 1e-12 <= number <= 1e12:
+        raise Rejected("unreadable_header", f"expected a number from 1e-12 to 1e12 as {what}, found {shown(text)}")
     return number
 
 
