@@ -1,8 +1,8 @@
 """One file over an unreliable line, whole and with the published bytes, or a line that says why not.
 
-A file in the making is two files: `<name>.partial`, its bytes, and `<name>.version`, the server's word for which
+A file in the making is `<name>.partial`, its bytes, and, if it is large, `<name>.version`: the server's word for which
 version of the file they are of (a strong ETag, else the date of its last change). An interrupted one goes on where it
-was (RFC 9110: Range, If-Range), by this process or a later one; of another version, it begins again.
+was (RFC 9110: Range, If-Range), a large one in a later process too; of another version, it begins again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ MAX_CONNECTIONS = 8
 
 MAX_FILE_BYTES = 16 << 30
 """No file of these archives is nearly as large; a server that sends without end must not fill the disk."""
+
+NOTED_BYTES = 1 << 20
+"""A smaller file's version is not written down: a later process begins it again, which costs less than the note."""
 
 _BUSY = {429, 503}
 _DENIED = {401, 403}
@@ -119,11 +122,13 @@ class Partial:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def begin(self, version: str) -> None:
+    def begin(self, version: str = "", expected: int | None = None) -> None:
         """Nothing is here, and what comes is of this version. The note is written after the old bytes are gone."""
         self._file.truncate(0)
+        self._note.unlink(missing_ok=True)
         self.length, self.hash, self.version = 0, hashlib.new(self.algorithm), version
-        self._note.write_text(version, encoding="utf-8")
+        if version and (expected is None or expected >= NOTED_BYTES):
+            self._note.write_text(version, encoding="utf-8")
 
     def append(self, chunk: bytes) -> None:
         view = memoryview(chunk)
@@ -220,7 +225,7 @@ class Line:
                             f"expected {checksum.algorithm} {checksum.hexdigest}, found {part.hash.hexdigest()}"
                             f" ({part.length:,} bytes), {damaged} times"
                         )
-                    part.begin("")
+                    part.begin()
                     self._wait(self._backoff(damaged))
                 except _Stumbled as stumble:
                     failures = 1 if part.length - before >= 1 << 20 else failures + 1
@@ -276,19 +281,19 @@ class Line:
         status = reply.status_code
         length = reply.headers.get("Content-Length", "")
         if status == 200:  # also the answer to a Range that the server does not know, or of another version
-            part.begin(version)
             expected = int(length) if length.isdecimal() else None
+            part.begin(version, expected)
         elif status == 206 and part.length:
             found = re.fullmatch(
                 r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", reply.headers.get("Content-Range", "").strip()
             )
             if found is None or int(found[1]) != part.length or (version and version != part.version):
-                part.begin("")
+                part.begin()
                 said = reply.headers.get("Content-Range", "no Content-Range")
                 raise _Stumbled(f"another part than was asked for ({said})", status)
             expected = int(found[2]) + 1 if found[3] == "*" else int(found[3])
         elif status == 416:  # no such place in the file: what is here is too long
-            part.begin("")
+            part.begin()
             raise _Stumbled("the part that is here is not of this file", status)
         elif status in _TRY_AGAIN:
             raise _Stumbled(f"the server says {status}", status, _retry_after_s(reply.headers))
@@ -298,7 +303,7 @@ class Line:
         if expected is not None and expected > MAX_FILE_BYTES:
             raise TransferFailed(f"expected at most {MAX_FILE_BYTES:,} bytes, the server says {expected:,}", status)
         if size is not None and expected not in (None, size):
-            part.begin("")
+            part.begin()
             raise _Stumbled(f"expected {size:,} bytes, the server says {expected:,}", status)
         return size if expected is None else expected
 
@@ -310,7 +315,7 @@ class Line:
             if self._stop.is_set():
                 raise Stopped
             if part.length + len(chunk) > limit:
-                part.begin("")
+                part.begin()
                 raise _Stumbled(f"more than {limit:,} bytes came", reply.status_code)
             part.append(chunk)
             received += len(chunk)
