@@ -8,11 +8,9 @@ by the `wfdb` package, which is imported only then: it costs over a second and a
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +24,19 @@ NAME = "WFDB"
 _UNITS_PER_MV = {"v": 1e-3, "mv": 1.0, "uv": 1e3, "\u03bcv": 1e3, "nv": 1e6}
 """By units without regard to case; the micro sign (U+00B5) folds to the Greek letter (U+03BC)."""
 
-_BYTES_PER_SAMPLE = {
-    "8": Fraction(1),
-    "16": Fraction(2),
-    "24": Fraction(3),
-    "32": Fraction(4),
-    "61": Fraction(2),
-    "80": Fraction(1),
-    "160": Fraction(2),
-    "212": Fraction(3, 2),
-    "310": Fraction(4, 3),
-    "311": Fraction(4, 3),
+_SAMPLES_AND_BYTES = {
+    "8": (1, 1),
+    "16": (1, 2),
+    "24": (1, 3),
+    "32": (1, 4),
+    "61": (1, 2),
+    "80": (1, 1),
+    "160": (1, 2),
+    "212": (2, 3),
+    "310": (3, 4),
+    "311": (3, 4),
 }
-"""By storage format; the FLAC formats (508, 516, 524) have no fixed size."""
+"""By storage format: so many samples in so many bytes. The FLAC formats (508, 516, 524) have no fixed size."""
 
 _READ_HERE = frozenset({"16", "212"})
 _INVALID_212 = -2048
@@ -188,13 +186,14 @@ def _open(
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise Rejected("unreadable_signal", f"{name}: expected a file, found something else")
-        if storage not in _BYTES_PER_SAMPLE:
+        if storage not in _SAMPLES_AND_BYTES:
             if storage in _FLAC:
                 _check_flac(path, name)
             return 0, None
         per_frame = sum(header.signals[index].samples_per_frame for index in members)
         stored = max(status.st_size - first.byte_offset, 0)
-        found = int(stored / (per_frame * _BYTES_PER_SAMPLE[storage]))
+        samples, size = _SAMPLES_AND_BYTES[storage]
+        found = stored * samples // (size * per_frame)
         expected = header.n_samples or max(found, 1)
         if found < expected:
             raise Rejected(
@@ -208,7 +207,7 @@ def _open(
         if not read:
             return expected, None
         count = expected * len(members)
-        content = os.pread(handle, math.ceil(count * _BYTES_PER_SAMPLE[storage]), first.byte_offset)
+        content = os.pread(handle, -(-count * size // samples), first.byte_offset)
     except OSError as error:
         raise Rejected("unreadable_signal", f"{name}: {error.strerror}") from error
     finally:
