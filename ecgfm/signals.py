@@ -61,6 +61,8 @@ def to_standard_leads(record: EcgRecord, leads: Sequence[str] = LEADS) -> EcgRec
     places, row_of = (list(column) for column in zip(*rows, strict=True))
     if len(set(places)) < len(places):
         raise Rejected("duplicate_lead", f"a lead appears twice among {', '.join(record.leads)}")
+    if places == row_of == list(range(len(leads))) and len(record.leads) == len(leads):  # other spellings
+        return EcgRecord(record.record_id, tuple(leads), record.sampling_rate_hz, record.signal)
     shape = (len(leads), record.n_samples)
     signal: Digital | np.ndarray
     if isinstance(record.signal, Digital):
