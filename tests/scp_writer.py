@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,8 +98,11 @@ class ScpFile:
         return head + b"".join(struct.pack("<H", len(lead)) for lead in coded) + b"".join(coded)
 
 
-def assemble(sections: dict[int, bytes]) -> bytes:
-    """The file: its own header, section 0 with the places of the others, the sections; each with its checksum."""
+def assemble(sections: dict[int, bytes], fast_checksum: Callable[[bytes, int], int] | None = None) -> bytes:
+    """The file: its own header, section 0 with the places of the others, the sections; each with its checksum.
+
+    fast_checksum: for files of megabytes
+    """
     padded = {number: content + bytes(len(content) % 2) for number, content in sorted(sections.items())}
     count = max(12, 1 + max(padded))
     places, at = {0: (16 + 10 * count, 7)}, 7 + 16 + 10 * count
@@ -107,9 +110,15 @@ def assemble(sections: dict[int, bytes]) -> bytes:
         places[number] = (16 + len(content), at)
         at += 16 + len(content)
     pointers = b"".join(struct.pack("<HII", n, *places.get(n, (0, 0))) for n in range(count))
-    body = _section(0, pointers, b"SCPECG") + b"".join(_section(n, c, bytes(6)) for n, c in padded.items())
-    rest = struct.pack("<I", 6 + len(body)) + body
-    return struct.pack("<H", checksum(rest)) + rest
+
+    def sealed(rest: bytes) -> bytes:
+        return struct.pack("<H", fast_checksum(rest, 0xFFFF) if fast_checksum else checksum(rest)) + rest
+
+    def section(number: int, content: bytes, mark: bytes) -> bytes:
+        return sealed(struct.pack("<HIBB6s", number, 16 + len(content), 20, 20, mark) + content)
+
+    body = section(0, pointers, b"SCPECG") + b"".join(section(n, c, bytes(6)) for n, c in padded.items())
+    return sealed(struct.pack("<I", 6 + len(body)) + body)
 
 
 def resealed(content: bytes) -> bytes:
@@ -188,8 +197,3 @@ def _code(value: int, table: OwnTable) -> str | None:
 
 def _wrapped(value: int) -> int:
     return (value + 2**15) % 2**16 - 2**15
-
-
-def _section(number: int, content: bytes, mark: bytes) -> bytes:
-    rest = struct.pack("<HIBB6s", number, 16 + len(content), 20, 20, mark) + content
-    return struct.pack("<H", checksum(rest)) + rest

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import binascii
 import io
 import resource
 import struct
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
@@ -251,6 +253,27 @@ def test_dicom_that_is_no_ecg_or_lies_about_its_length_is_rejected(tmp_path: Pat
         assert rejected.value.reason == reason
     with pytest.raises(Rejected, match="uncompressed transfer syntax"):
         read_bytes(dicom, dicom_file(group, syntax="1.2.840.10008.1.2.1.99"), tmp_path)
+
+
+@pytest.mark.parametrize("value_type", [b"LO", b""], ids=["explicit", "implicit"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_dicom_file_of_nothing_but_elements_is_rejected_at_once(
+    tmp_path: Path, value_type: bytes, nested: bool
+) -> None:
+    """A million of them, 8 MB, would take pydicom 6 s, and as empty items 40 s and 5 GB."""
+    syntax = "1.2.840.10008.1.2.1" if value_type else "1.2.840.10008.1.2"
+    element = struct.pack("<HH2sH", 0x0009, 0x1001, value_type, 0)
+    many = element * 2**20
+    if nested:
+        head = struct.pack("<HH2sHI", 0x0040, 0xB020, b"SQ", 0, len(many) + 8)
+        head = head if value_type else struct.pack("<HHI", 0x0040, 0xB020, len(many) + 8)
+        many = head + struct.pack("<HHI", 0xFFFE, 0xE000, len(many)) + many
+    content = dicom_file(dicom_group(an_ecg()), syntax=syntax)
+    assert read_bytes(dicom, content, tmp_path)[0].n_samples == 700
+    started = time.monotonic()
+    with pytest.raises(Rejected, match=r"too_large: .*50000 data elements"):
+        read_bytes(dicom, content + many, tmp_path)
+    assert time.monotonic() - started < 2
 
 
 # ---- EDF
@@ -550,6 +573,29 @@ def test_a_changed_byte_of_an_scp_file_is_found_by_its_checksums(tmp_path: Path)
             read_bytes(scp, bytes(changed), tmp_path)
 
 
+def test_zones_of_reference_beats_may_not_overlap(tmp_path: Path) -> None:
+    """Else 65,535 of them could be added over the whole recording."""
+    written = ScpFile(an_ecg(1), ("I",), beat=an_ecg(1, 100), qrs=[(0, 1, 1, 80), (0, 70, 70, 150)])
+    with pytest.raises(Rejected, match="QRS 2 from sample 70, the one before to 80"):
+        read_bytes(scp, written.content(), tmp_path)
+
+
+def test_large_scp_files_take_seconds_at_most(tmp_path: Path) -> None:
+    """Of the most codes that are decoded; of more than that; of a thousand leads' worth in one place."""
+    for n_leads, n_samples, reason in ((7, 524_280, None), (8, 524_280, "too_large"), (40, 20_000, "too_large")):
+        leads = struct.pack("<BB", n_leads, 4) + struct.pack("<IIB", 1, n_samples, 9) * n_leads
+        rhythm = struct.pack("<HHBB", 1000, 2000, 2, 0) + b"\xff\xff" * n_leads + bytes(65535) * n_leads
+        content = assemble({2: struct.pack("<H", 19999), 3: leads, 6: rhythm}, binascii.crc_hqx)
+        started = time.monotonic()
+        if reason is None:
+            assert read_bytes(scp, content, tmp_path)[0].n_samples == n_samples
+        else:
+            with pytest.raises(Rejected) as rejected:
+                read_bytes(scp, content, tmp_path)
+            assert rejected.value.reason == reason
+        assert time.monotonic() - started < 5
+
+
 def test_the_checksum_is_that_of_ccitt() -> None:
     assert checksum(b"123456789") == 0x29B1  # the published check value
 
@@ -631,6 +677,10 @@ def valid_files() -> dict[str, tuple[Any, bytes, Callable[[bytes], bytes]]]:
     }
 
 
+def most_memory_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 VALID = valid_files()
 EDITS = st.lists(
     st.tuples(
@@ -656,6 +706,7 @@ def test_damage_is_read_or_rejected(
 ) -> None:
     """No other exception, within 5 s and 1 GB. `early`: all damage within the first 600 bytes, where headers are."""
     reader, content, mended = VALID[kind]
+    before_kib = most_memory_kib()  # of this process so far: other tests need more
     for share, what, value in edits:
         at = int(share * (min(len(content), 600) if early else len(content)))
         if what == "set":
@@ -673,7 +724,7 @@ def test_damage_is_read_or_rejected(
         assert np.isfinite(record.sampling_rate_hz)
         assert record.sampling_rate_hz > 0
         assert facts.format
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20  # KiB
+    assert most_memory_kib() - before_kib < 2**20
 
 
 def test_undamaged_files_are_read(tmp_path: Path) -> None:

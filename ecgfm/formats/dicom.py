@@ -6,6 +6,7 @@ with the most standard leads is read.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import struct
@@ -21,8 +22,12 @@ from ecgfm.formats.lead_names import lead_of_code, lead_of_label
 
 NAME = "DICOM waveform"
 
-MAX_BYTES = 8 * MAX_SAMPLES
-"""Of a file that is read: the largest signal in 32 bits, and as much beside it."""
+MAX_BYTES = 4 * MAX_SAMPLES + 8 * 2**20
+"""Of a file that is read: the largest signal in 32 bits, and 8 MiB beside it."""
+
+MAX_ELEMENTS = 50_000
+"""Data elements and items in a file; real ones have up to some thousand. pydicom spends up to 40 us and 5 KB on each,
+so that 40 MB of empty ones would take minutes and 7 GB."""
 
 _ECG_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.9.1.1": "12-lead ECG",
@@ -32,6 +37,11 @@ _ECG_CLASSES = {
 }
 _ORDER_OF_BYTES = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}
 """By transfer syntax. A compressed one (deflated) can be a thousand times its file, and no device writes it."""
+
+_ITEM = {"<": b"\xfe\xff\x00\xe0", ">": b"\xff\xfe\xe0\x00"}
+_TRANSFER_SYNTAX, _UNDEFINED_LENGTH = b"\x02\x00\x10\x00", 0xFFFFFFFF
+_LONG_FORM = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+"""Types of values whose length has four bytes, in explicit form (PS3.5, 7.1.2)."""
 
 _SAMPLE_TYPES = {"SB": "i1", "UB": "u1", "SS": "i2", "US": "u2", "SL": "i4", "UL": "u4"}
 _UNITS_PER_MV = {"V": 1e-3, "mV": 1.0, "uV": 1e3, "nV": 1e6}
@@ -73,14 +83,50 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
             raise Rejected("too_large", f"{path.name}: expected at most {MAX_BYTES} bytes, found {size}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # values against the standard that do no harm
-            syntax = str(pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID)
-            if syntax not in _ORDER_OF_BYTES:
-                raise Rejected("unreadable_signal", f"expected an uncompressed transfer syntax, found {syntax[:80]}")
-            dataset = pydicom.dcmread(path)
-            return _record(dataset, _ORDER_OF_BYTES[syntax], record_id)
+            content = path.read_bytes()
+            order = _checked_order(content)
+            dataset = pydicom.dcmread(io.BytesIO(content))
+            return _record(dataset, order, record_id)
     except (InvalidDicomError, BytesLengthException, *_DAMAGE) as error:
         message = f"{type(error).__name__}: {error}".replace(str(path), path.name)
         raise Rejected("unreadable_signal", f"DICOM: {message[:200]}") from error
+
+
+def _checked_order(content: bytes) -> str:
+    """The byte order of a file, once it is known to be uncompressed and to hold no absurd number of data elements.
+
+    Elements are counted without building any (PS3.5, 7.1 and 7.5): sequences and items are stepped into, other values
+    over. An element is in explicit form if it has two capitals where that form names the type of its value: the forms
+    may be mixed, in what a device kept of another's file. The elements of group 2, about the file itself, come first,
+    in little-endian order whatever the others are in.
+    """
+    at, count, in_meta, syntax = 132, 0, True, "none"
+    order, item = "<", _ITEM["<"]
+    while at + 8 <= len(content):
+        count += 1
+        if count > MAX_ELEMENTS:
+            raise Rejected("too_large", f"DICOM: expected at most {MAX_ELEMENTS} data elements, found more")
+        if in_meta and content[at : at + 2] != b"\x02\x00":
+            if syntax not in _ORDER_OF_BYTES:
+                break
+            in_meta, order, item = False, _ORDER_OF_BYTES[syntax], _ITEM[_ORDER_OF_BYTES[syntax]]
+        if content[at : at + 2] == item[:2]:  # an item, or the end of one or of a sequence
+            at += 8
+            continue
+        value_type, start = content[at + 4 : at + 6], at + 8
+        if not (value_type.isalpha() and value_type.isupper()):
+            (length,) = struct.unpack_from(order + "I", content, at + 4)
+        elif value_type in _LONG_FORM:
+            (length,), start = struct.unpack_from(order + "I", content, at + 8), at + 12
+        else:
+            (length,) = struct.unpack_from(order + "H", content, at + 6)
+        if in_meta and content[at : at + 4] == _TRANSFER_SYNTAX:
+            syntax = content[start : start + length].rstrip(b"\0 ").decode("latin-1")
+        is_sequence = value_type == b"SQ" or length == _UNDEFINED_LENGTH or content[start : start + 4] == item
+        at = start if is_sequence else start + length
+    if syntax not in _ORDER_OF_BYTES:
+        raise Rejected("unreadable_signal", f"expected an uncompressed transfer syntax, found {syntax[:80]}")
+    return order
 
 
 def _record(dataset: Any, order: str, record_id: str) -> tuple[EcgRecord, FileFacts]:

@@ -22,8 +22,14 @@ from ecgfm.formats.lead_names import lead_of_code
 
 NAME = "SCP-ECG"
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 32 * 2**20
 """Of a file that is read. A lead's data are at most 64 KiB (their length has 16 bits), so a rhythm at most 16 MiB."""
+
+MAX_CODED_BYTES, MAX_CODED_SAMPLES = 2 * 2**20, 4_000_000
+"""Of Huffman codes, all leads together: what is decoded in 3 s. Twelve leads of the longest data are 768 KiB."""
+
+MAX_CODES, MAX_SECTIONS = 4096, 1024
+"""Of all Huffman tables of a file; of a file."""
 
 _HEADER = struct.Struct("<HHIBB6s")  # of a section: checksum, number, length, section version, protocol version, -
 _POINTER = struct.Struct("<HII")  # number, length, place counted from 1
@@ -104,15 +110,16 @@ def _sections(content: bytes) -> dict[int, bytes]:
         raise Rejected("truncated", f"SCP-ECG: expected {size} bytes as its first field says, found {len(content)}")
     _check(checksum, content[2:size], "the file")
     _, number, length, *_ = _HEADER.unpack_from(content, 6)
-    if number != 0 or not 26 <= length <= size - 6:
+    if number != 0 or not 26 <= length <= min(size - 6, _HEADER.size + MAX_SECTIONS * _POINTER.size):
         raise Rejected("unreadable_header", "SCP-ECG: expected section 0 first, found none")
     sections: dict[int, bytes] = {}
+    total = 6
     for at in range(22, 6 + length - _POINTER.size + 1, _POINTER.size):
         number, section_length, place = _POINTER.unpack_from(content, at)
         if section_length == 0:
             continue
-        start = place - 1
-        if start < 6 or section_length < _HEADER.size or start + section_length > size:
+        start, total = place - 1, total + section_length
+        if start < 6 or section_length < _HEADER.size or start + section_length > size or total > size:
             raise Rejected(
                 "truncated", f"SCP-ECG: section {number}: {section_length} bytes at {place} are not in the file"
             )
@@ -213,6 +220,8 @@ def _tables(section: bytes) -> list[Table]:
     at = 2
     for _ in range(n_tables):
         (n_codes,) = struct.unpack_from("<H", section, at)
+        if n_codes + sum(map(len, tables)) > MAX_CODES or len(tables) > MAX_CODES:
+            raise Rejected("too_large", f"SCP-ECG: expected at most {MAX_CODES} Huffman codes, found more")
         table: Table = {}
         for number in range(n_codes):
             prefix_bits, bits, is_value, value, prefix = _CODE.unpack_from(section, at + 2 + number * _CODE.size)
@@ -247,8 +256,11 @@ def _samples(
             f"SCP-ECG: expected {int(n_samples.max())} samples a lead, found {sum(lengths)} bytes for "
             f"{len(lengths)} leads in {len(section)}",
         )
-    if n_samples.sum() > MAX_SAMPLES:
-        raise Rejected("too_large", f"expected at most {MAX_SAMPLES} samples, found {n_samples.sum()}")
+    if tables is not None and sum(lengths) > MAX_CODED_BYTES:
+        raise Rejected("too_large", f"expected at most {MAX_CODED_BYTES} bytes of codes, found {sum(lengths)}")
+    most = MAX_SAMPLES if tables is None else MAX_CODED_SAMPLES
+    if n_samples.sum() > most:
+        raise Rejected("too_large", f"expected at most {most} samples, found {n_samples.sum()}")
     leads, at = [], 6 + 2 * len(lengths)
     for count, length in zip(n_samples.tolist(), lengths, strict=True):
         content = section[at : at + length]
@@ -322,17 +334,22 @@ def _subtracted_mv(
         )
     count = round(beat_ms * 1000 / interval_us)
     step_nv, _, _, beats = _samples(sections[_REFERENCE_BEAT], np.full(len(leads.names), count), tables)
-    start = int(leads.first.min())
+    beat = np.stack(beats)
+    start, done = int(leads.first.min()), 0
     subtracted_mv = np.zeros((len(beats), n_samples))
     for number in range(n_qrs):
         kind, first, fiducial, last = _QRS.unpack_from(sections[4], 6 + number * _QRS.size)
         if kind != 0:
             continue
+        if first <= done:
+            raise Rejected(
+                "unreadable_signal", f"SCP-ECG: QRS {number + 1} from sample {first}, the one before to {done}"
+            )
+        done = last
         shift = fiducial - beat_fiducial  # sample 1 of the beat is sample 1 + shift of the rhythm
         first, last = max(first, 1 + shift, start), min(last, count + shift, start + n_samples - 1)
         if first <= last:
-            for row, beat in enumerate(beats):
-                subtracted_mv[row, first - start : last - start + 1] += beat[first - shift - 1 : last - shift] * step_nv
+            subtracted_mv[:, first - start : last - start + 1] = beat[:, first - shift - 1 : last - shift] * step_nv
     return subtracted_mv / 1e6
 
 
