@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from ecgfm.ecg import InputError
+from ecgfm.formats import wfdb_header
 
 LISTING = pl.Schema(
     {
@@ -47,6 +48,7 @@ _LAYOUTS = (
     ("ecgfm.yaml", "own"),
 )
 _RECORDINGS = (".hea", ".xml", ".dcm", ".edf", ".scp", ".npy", ".h5", ".hdf5")
+_MAX_HEADER_BYTES, _PIECE_BYTES = 1 << 20, 1 << 14
 _LOOKED_AT = 2000  # entries of a wrong folder, before we say that we do not know what it is
 
 
@@ -60,23 +62,27 @@ def listing(rows: pl.DataFrame | Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     return rows.with_columns(absent).select(LISTING.names()).cast(LISTING).sort("record_id")
 
 
-def read_csv(path: Path, columns: Iterable[str]) -> pl.DataFrame:
+def read_csv(path: Path, columns: Iterable[str], also: Mapping[str, pl.Expr] | None = None) -> pl.DataFrame:
     """Some columns of a CSV table of a source, as strings without outer blanks; what is empty is null.
+
+    also: columns worked out while the file is read, a piece at a time, so that what they are made of is not kept
 
     Raises:
         InputError: no such file, not a CSV table, or a column is missing.
     """
-    columns = list(columns)
+    columns = list(dict.fromkeys(columns))
+    worked_out = dict(also or {})
+    if not path.exists():
+        raise InputError(f"expected {path.name} in {path.parent}, found {found(path.parent)}")
+    used = list(dict.fromkeys([*columns, *(n for e in worked_out.values() for n in e.meta.root_names())]))
+    stripped = pl.col(used).str.strip_chars()
     try:
-        table = pl.read_csv(path, infer_schema=False, columns=columns)
-    except FileNotFoundError as error:
-        raise InputError(f"expected {path.name} in {path.parent}, found {found(path.parent)}") from error
+        table = pl.scan_csv(path, infer_schema=False).select(pl.when(stripped != "").then(stripped))
+        return table.select(*columns, **worked_out).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             f"{path}: expected a CSV table with the columns {', '.join(columns)}: {str(error).splitlines()[0]}"
         ) from error
-    stripped = pl.all().str.strip_chars()
-    return table.select(pl.when(stripped != "").then(stripped))
 
 
 def check_once(table: pl.DataFrame, column: str, path: Path) -> None:
@@ -90,6 +96,26 @@ def check_once(table: pl.DataFrame, column: str, path: Path) -> None:
         value = wrong[column][0]
         what = "a line without one" if value is None else f"{value} more than once"
         raise InputError(f"{path}: expected every {column} once, found {what}; is the file as published?")
+
+
+def header_text(path: str) -> str:
+    """The text of the WFDB header at `path`, a million bytes at most; empty where it cannot be read.
+
+    Without the layers of `open`: a listing reads a hundred thousand of them.
+    """
+    content = b""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe by that name must not hold us up
+        try:
+            while (piece := os.read(handle, _PIECE_BYTES)) and len(content) < _MAX_HEADER_BYTES:
+                content += piece
+                if len(piece) < _PIECE_BYTES:
+                    break
+        finally:
+            os.close(handle)
+    except (OSError, ValueError):
+        return ""
+    return wfdb_header.decode(content)
 
 
 def comments_of(header: str) -> dict[str, Any]:

@@ -84,10 +84,10 @@ def read_record(raw_dir: Path, row: Mapping[str, Any]) -> EcgRecord:
 
 def _reports(path: Path) -> pl.DataFrame:
     """(study_id, report)"""
-    statements = read_csv(path, ("study_id", *_STATEMENTS))
-    check_once(statements, "study_id", path)
     report = pl.concat_str(_STATEMENTS, separator="; ", ignore_nulls=True)
-    return statements.select("study_id", pl.when(report != "").then(report).alias("report"))
+    reports = read_csv(path, ["study_id"], {"report": pl.when(report != "").then(report)})
+    check_once(reports, "study_id", path)
+    return reports
 
 
 def _age_at_ecg() -> pl.Expr:

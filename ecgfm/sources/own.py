@@ -19,10 +19,10 @@ import polars as pl
 
 from ecgfm import formats
 from ecgfm.ecg import Digital, EcgRecord, InputError, Rejected
-from ecgfm.formats import wfdb, wfdb_header
+from ecgfm.formats import wfdb
 from ecgfm.formats.raw_files import inside
 from ecgfm.sources.arrays import ArrayFile, kept_open, open_array, without_padding
-from ecgfm.sources.listing import comments_of, found, listing, other_source
+from ecgfm.sources.listing import comments_of, found, header_text, listing, other_source
 from ecgfm.sources.own_config import FILE, UNITS_PER_MV, ArrayConfig, FilesConfig, OwnConfig, load
 from ecgfm.sources.own_metadata import with_metadata
 
@@ -30,7 +30,6 @@ NAME = "own"
 
 _ROOT = "."  # the slice of the files that lie in the raw folder itself
 _UNITS = {units.lower(): units for units in UNITS_PER_MV} | {"\u03bcv": "uV"}
-_MAX_HEADER_BYTES = 1 << 20
 
 
 def list_records(raw_dir: Path) -> pl.DataFrame:
@@ -186,11 +185,11 @@ def _of_header(raw_dir: Path, path: str) -> tuple[dict[str, Any], set[str]]:
 
 
 def _header_text(raw_dir: Path, path: str) -> str:
-    """A header's text; empty where it cannot be read, which reading the record says."""
+    """A header's text; empty where it cannot be read, which reading the record says. No folder above it is a link."""
+    whole = f"{raw_dir}/{path}"
     try:
-        with open(inside(raw_dir, path), "rb") as file:
-            return wfdb_header.decode(file.read(_MAX_HEADER_BYTES))
-    except (OSError, ValueError, Rejected):
+        return header_text(inside(raw_dir, path) if os.path.islink(whole) else whole)
+    except Rejected:
         return ""
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 
 from ecgfm.ecg import EcgRecord, InputError
-from ecgfm.formats import wfdb, wfdb_header
-from ecgfm.sources.listing import comments_of, found, listing, other_source
+from ecgfm.formats import wfdb
+from ecgfm.sources.listing import comments_of, found, header_text, listing, other_source
 
 NAME = "physionet2021"
 
@@ -107,10 +107,5 @@ def _records(raw_dir: Path, folder: str) -> Iterator[tuple[str, str, bool]]:
 
 def _comments(header_path: str) -> dict[str, Any]:
     """Age, sex and codes from a header's comments; null what is absent, unknown or implausible."""
-    try:
-        with open(header_path, "rb") as file:
-            text = wfdb_header.decode(file.read())
-    except OSError:
-        return {}  # read_record says what is wrong with it
-    said = comments_of(text)
+    said = comments_of(header_text(header_path))  # of one that cannot be read nothing; reading it says why
     return {column: said[column] for column in ("age_years", "sex", "codes")}
