@@ -35,6 +35,7 @@ N_READ = 100
 """Recordings that are read for the look, evenly over the listing."""
 
 N_DRAWN = 5
+_SLOW_CHUNKS = 2000  # recordings unpacked to have one, times chunks
 _ARRAYS = (".npy", ".h5", ".hdf5")
 _NO_RECORDINGS = {*_ARRAYS, ".csv", ".dat", ".atr", ".png", ".jpg", ".md", ".txt", ".yaml", ".json", ".xsd", ".zip"}
 _USUAL_RATES_HZ = (100, 125, 128, 200, 240, 250, 256, 300, 360, 400, 500, 512, 1000)
@@ -237,11 +238,22 @@ def _recordings_in(file: ArrayFile) -> tuple[str, tuple[int, ...], str]:
             array = file.array(name)
         except Rejected:
             continue  # text, or a link: no recordings
-        words.append(f"{name or 'array'} {array.dtype} {'x'.join(map(str, array.shape))}")
+        words.append(f"{name or 'array'} {array.dtype} {'x'.join(map(str, array.shape))}{_slow_chunks(array)}")
         if array.ndim in (2, 3):
             shapes[name] = tuple(array.shape)
     best = max(shapes, key=lambda name: (len(shapes[name]), int(np.prod(shapes[name]))), default="")
     return best, shapes.get(best, ()), ", ".join(words) or "no array of numbers"
+
+
+def _slow_chunks(array: Any) -> str:
+    """A warning where one recording lies in many compressed chunks, each of which holds parts of many others."""
+    chunks = getattr(array, "chunks", None)
+    if chunks is None or array.ndim != 3:
+        return ""
+    n_chunks = int(np.prod([-(-size // chunk) for size, chunk in zip(array.shape[1:], chunks[1:], strict=True)]))
+    if n_chunks * chunks[0] < _SLOW_CHUNKS:
+        return ""
+    return f" (SLOW: chunks {chunks}, {n_chunks} to unpack for each recording; store it with chunks (1, ...) or none)"
 
 
 def _of_array(folder: Path, file: ArrayFile, path: str, dataset: str, shape: tuple[int, ...]) -> Look:

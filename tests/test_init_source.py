@@ -157,6 +157,16 @@ def test_the_lines_of_a_table_name_the_recordings_of_an_array(tmp_path: Path) ->
     assert any("AF (4)" in line for line in lines)
 
 
+@pytest.mark.parametrize(("chunks", "slow"), [((200, 50, 1), True), ((1, 500, 2), False), (None, False)])
+def test_an_array_that_is_slow_to_read_from_is_told(tmp_path: Path, chunks: tuple[int, ...] | None, slow: bool) -> None:
+    (tmp_path / "x").mkdir()
+    with h5py.File(tmp_path / "x/ecgs.h5", "w") as file:
+        signals = np.stack([beats_mv(2, 500) for _ in range(200)]).swapaxes(1, 2)
+        file.create_dataset("signals", data=signals, chunks=chunks, compression="gzip" if chunks else None)
+    _, lines = look(tmp_path / "x")
+    assert any("SLOW" in line for line in lines) == slow
+
+
 def test_every_guess_says_that_it_is_one(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     np.save(tmp_path / "x/X.npy", np.stack([beats_mv(12, 5000) for _ in range(3)]))
