@@ -174,7 +174,10 @@ def _parse(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
-            imports += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            named = [f"{base}.{alias.name}" for alias in node.names]
+            modules = [name for name in named if _source_of(name)]
+            # a package of which only modules are imported gives no code of its own: its table of them may grow
+            imports += modules if len(modules) == len(named) else [base, *modules]
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [line for line in node.body if not _is_docstring(line)] or [ast.Pass()]
     # unparse rather than dump: the dump of one source differs between Python versions

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ecgfm.ecg import InputError
-from ecgfm.fingerprints import RawTree
+from ecgfm.fingerprints import RawTree, code_digests
 
 
 def slices_of(raw: Path, *slice_ids: str) -> dict[str, str]:
@@ -77,3 +77,12 @@ def test_a_raw_folder_that_cannot_be_used_is_one_clear_line(
     prepare(raw_tree)
     with pytest.raises(InputError, match=message):
         RawTree.scan(raw_tree, "toy")
+
+
+def test_another_file_format_is_no_new_code_for_a_source_that_does_not_read_it() -> None:
+    table = frozenset({"ecgfm.sources"})
+    of_ptb_xl = code_digests("ecgfm.prepare", ("ecgfm.sources.ptb_xl",), table)
+    assert {"ecgfm.formats.wfdb", "ecgfm.signals", "ecgfm.sources.ptb_xl"} <= set(of_ptb_xl)
+    assert not {"ecgfm.formats", "ecgfm.formats.muse", "ecgfm.sources.own"} & set(of_ptb_xl)
+    of_own = code_digests("ecgfm.prepare", ("ecgfm.sources.own",), table)
+    assert {"ecgfm.formats", "ecgfm.formats.muse", "ecgfm.formats.scp"} <= set(of_own), "it reads any of them"
