@@ -435,7 +435,7 @@ def _next(folder: Path, listed: pl.DataFrame, rejected_share: float) -> list[str
         command += ["--set", "labels.scheme=codes", "--set", f"labels.codes={flow}"]
     else:
         lines.append("no codes to learn: recordings are prepared and split; metadata.codes or code_columns name some")
-        command += ["--only", "list", "--only", "prepare", "--only", "splits"]
+        command += ["--only", "list", "--only", "prepare", "--only", "audit", "--only", "splits"]
     return [*lines, "next:", f"  {shlex.join(command)}"]
 
 

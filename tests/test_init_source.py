@@ -78,7 +78,7 @@ def test_the_next_command_is_one_that_a_shell_and_the_pipeline_take(tmp_path: Pa
 def test_without_codes_the_next_command_prepares_and_splits(tmp_path: Path) -> None:
     write_wfdb16(tmp_path / "x", "r", (beats_mv(12, 500) * 1000).astype(np.int16), suffix=".dat")
     _, lines = look(tmp_path / "x")
-    assert lines[-1].endswith("--only list --only prepare --only splits")
+    assert lines[-1].endswith("--only list --only prepare --only audit --only splits")
 
 
 def test_five_records_are_drawn_in_one_picture(tmp_path: Path) -> None:
