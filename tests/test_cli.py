@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 
-PREPARATION = [f"--only={stage}" for stage in ("synthesize", "list", "prepare", "splits", "labels", "manifests")]
+PREPARATION = [f"--only={stage}" for stage in ("synthesize", "list", "prepare", "audit", "splits", "labels", "manifests")]
 SMALL = ["--set", "synthetic.n_patients=40", "--set", "manifests.rare_labels=drop"]
 
 
@@ -44,7 +44,7 @@ def plan_of(data_dir: Path, *words: str | Path) -> dict[str, str]:
 def test_a_first_run_says_what_came_of_every_stage(tmp_path: Path) -> None:
     code, text = ecgfm("run", "demo", "--data-dir", tmp_path, "--no-prefect", *SMALL, *PREPARATION)
     assert code == 0
-    for stage in ("synthesize", "list synthetic", "prepare synthetic", "splits", "labels", "manifests"):
+    for stage in ("synthesize", "list synthetic", "prepare synthetic", "audit", "splits", "labels", "manifests"):
         assert f"{stage}: " in text
     assert "3 rejected" in text  # the recordings that are broken on purpose
 
@@ -117,7 +117,7 @@ def mistake(*words: str | Path) -> str:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["run", "nonsense"], "no pipeline 'nonsense'; it has challenge-2021, challenge-2021-small, demo, ptb-xl"),
+        (["run", "nonsense"], "no pipeline 'nonsense'; it has challenge-2021, challenge-2021-small, code-15, "),
         (["run", "ptb-xl"], "source ptb_xl needs its raw folder: give --raw ptb_xl=PATH"),
         (["run", "ptb-xl", "--raw", "ptb_xl"], "expected SOURCE=PATH"),
         (["run", "ptb-xl", "--raw", "ptbxl=/tmp"], "this pipeline has no source 'ptbxl'"),

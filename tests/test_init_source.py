@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import write_wfdb16
 from matplotlib import image
+from typer.testing import CliRunner
 
 from ecgfm.config import load_pipeline
 from ecgfm.ecg import LEADS, EcgRecord, InputError
@@ -21,7 +22,7 @@ from ecgfm.init_source import draw_records, init_source, units_by_amplitude
 from ecgfm.init_tables import guess_metadata
 from ecgfm.sources import own
 from ecgfm.sources.own_config import UNITS_PER_MV, load
-from flows.cli import PIPELINES
+from flows.cli import PIPELINES, app
 
 RNG = np.random.default_rng(0)
 
@@ -232,3 +233,16 @@ def test_real_folders_are_looked_at_and_read(shared: Path, tmp_path: Path, folde
     if folder == "code-15":
         assert (config["sampling_rate_hz"], config["units"], config["array"]["strip"]) == (400.0, "mV", "zero")
         assert config["metadata"]["record"] == "exam_id"
+
+
+def test_the_command_prints_what_it_found_and_a_mistake_is_one_line(tmp_path: Path) -> None:
+    folder, picture = wfdb_folder(tmp_path / "x", 2), tmp_path / "x.png"
+    words = ["init-source", str(folder), "--picture", str(picture)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0
+    assert "read 2 of 2" in done.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 2
+    assert again.output.startswith("error: ")
+    assert "--force" in again.output
