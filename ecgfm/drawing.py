@@ -114,6 +114,11 @@ class _Strip:
     row: int
     at_s: float
 
+    def samples(self, signal: np.ndarray, sampling_rate_hz: float) -> np.ndarray:
+        """(time,) of the stretch, from (lead, time)."""
+        first, count = round(self.first_s * sampling_rate_hz), round(self.seconds * sampling_rate_hz)
+        return signal[self.lead, first : first + count]
+
 
 def draw_ecg(
     signal_mv: np.ndarray,
@@ -165,22 +170,24 @@ def ecg_figure(
     left, bottom = _MARGIN_MM + _PULSE_MM, _FOOT_MM
     paper_s = max(strip.at_s + strip.seconds for strip in strips)
     width = left + paper_s * MM_PER_S + _MARGIN_MM
-    height = bottom + n_rows * row_mm + _TITLE_MM
+    above = _overhang_mm([strip for strip in strips if strip.row == 0], signal_mv, sampling_rate_hz, row_mm)
+    below = _overhang_mm([strip for strip in strips if strip.row == n_rows - 1], -signal_mv, sampling_rate_hz, row_mm)
+    height = bottom + below + n_rows * row_mm + above + _TITLE_MM
 
     figure = Figure(figsize=(width / 25.4, height / 25.4), facecolor="white")
     axes: Any = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # one unit is one millimetre
     axes.axis("off")
     paper = _paper(axes, (0, width), (bottom, height - _TITLE_MM))
     for strip in strips:
-        first, count = round(strip.first_s * sampling_rate_hz), round(strip.seconds * sampling_rate_hz)
-        at, middle = left + strip.at_s * MM_PER_S, height - _TITLE_MM - (strip.row + 0.5) * row_mm
+        samples_mv = strip.samples(signal_mv, sampling_rate_hz)
+        at, middle = left + strip.at_s * MM_PER_S, height - _TITLE_MM - above - (strip.row + 0.5) * row_mm
         if saliency is not None:
-            shown = saliency[None, first : first + count]
+            shown = strip.samples(np.broadcast_to(saliency, signal_mv.shape), sampling_rate_hz)[None]
             extent = (at, at + shown.shape[1] / sampling_rate_hz * MM_PER_S, middle - row_mm / 2, middle + row_mm / 2)
             axes.imshow(shown, extent=extent, cmap=_SALIENCY, vmin=0, vmax=1, aspect="auto", zorder=0.5)
         name = leads[strip.lead]
         note = f"  from {strip.first_s:g} s" if strip.first_s and strip.at_s == 0 else ""
-        _lead(axes, name, note, signal_mv[strip.lead, first : first + count], sampling_rate_hz, (at, middle))
+        _lead(axes, name, note, samples_mv, sampling_rate_hz, (at, middle))
         if strip.at_s == 0:
             _calibration_pulse(axes, _MARGIN_MM, middle)
     for line in axes.lines:
@@ -199,6 +206,17 @@ def ecg_figure(
         axes.text(_MARGIN_MM, bottom / 2, shown_s, va="center", size=9, color=_QUIET)
     axes.set(xlim=(0, width), ylim=(0, height))  # imshow moves them
     return figure
+
+
+def _overhang_mm(strips: Sequence[_Strip], signal_mv: np.ndarray, sampling_rate_hz: float, row_mm: float) -> float:
+    """By how much the tallest complex of a row leaves it upwards, in whole coarse squares; 4 mV and more are cut."""
+    heights = [0.0]
+    for strip in strips:
+        samples_mv = strip.samples(signal_mv, sampling_rate_hz)
+        if not np.isnan(samples_mv).all():
+            heights.append(float(np.nanmax(samples_mv) - np.nanmedian(samples_mv)))
+    over_mm = min(max(heights), 4.0) * MM_PER_MV + 1 - row_mm / 2
+    return max(math.ceil(over_mm / 5), 0) * 5.0
 
 
 def drawn_seconds(total_s: float) -> float:
