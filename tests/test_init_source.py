@@ -83,16 +83,23 @@ def test_without_codes_the_next_command_prepares_and_splits(tmp_path: Path) -> N
 
 
 def test_five_records_are_drawn_in_one_picture(tmp_path: Path) -> None:
-    look(wfdb_folder(tmp_path / "x"))
-    five = image.imread(tmp_path / "five.png")
-    record = EcgRecord("own/r", LEADS, 500.0, beats_mv(12, 1500))
-    one = image.imread(io.BytesIO(draw_records([record])))
-    assert five.shape[1] == one.shape[1]
-    assert five.shape[0] == 5 * one.shape[0]
-    narrow = EcgRecord("own/s", ("I",), 500.0, beats_mv(1, 500))
-    both = image.imread(io.BytesIO(draw_records([record, narrow])))
-    alone = image.imread(io.BytesIO(draw_records([narrow])))
-    assert both.shape[:2] == (one.shape[0] + alone.shape[0], max(one.shape[1], alone.shape[1]))
+    folder = wfdb_folder(tmp_path / "x")
+    look(folder)
+    rows = own.list_records(folder).to_dicts()[:5]
+    alone = [drawn_size([own.read_record(folder, row)]) for row in rows]
+    five = image.imread(tmp_path / "five.png").shape
+    assert five[:2] == (sum(height for height, _ in alone), max(width for _, width in alone))
+    one_lead = EcgRecord("own/s", ("I",), 500.0, beats_mv(1, 500))
+    beside = EcgRecord("own/r", LEADS, 500.0, beats_mv(12, 1500))
+    parts = [drawn_size([record]) for record in (one_lead, beside)]
+    assert parts[0] != parts[1]
+    assert drawn_size([one_lead, beside]) == (parts[0][0] + parts[1][0], max(parts[0][1], parts[1][1]))
+
+
+def drawn_size(records: list[EcgRecord]) -> tuple[int, int]:
+    """Height and width."""
+    height, width, _ = image.imread(io.BytesIO(draw_records(records))).shape
+    return height, width
 
 
 def test_what_is_there_is_not_overwritten_without_force(tmp_path: Path) -> None:
