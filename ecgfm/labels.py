@@ -53,7 +53,8 @@ def make_labels(inputs: Mapping[str, Any], config: LabelsConfig, out: Path) -> d
     Raises:
         InputError: a source has codes and none of them belongs to a label; no record has a code.
     """
-    records = read_tables([slice_dir / "records.parquet" for slice_dir in inputs["slices"]], "records")
+    tables = [slice_dir / "records.parquet" for slice_dir in inputs["slices"]]
+    records = read_tables(tables, "records", ("record_id", "source", "codes"))
     space = label_space(config)
     labels = assign(records, space, f"scheme {config.scheme}")
     write_table(labels, "labels", out / "labels.parquet", {"records": records})

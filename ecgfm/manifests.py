@@ -27,7 +27,11 @@ def make_manifests(inputs: Mapping[str, Any], config: ManifestsConfig, out: Path
     splits = read_table(inputs["splits"] / "splits.parquet", "splits")
     segments = split_segments(
         read_tables([slice_dir / "segments.parquet" for slice_dir in inputs["slices"]], "segments"),
-        read_tables([slice_dir / "records.parquet" for slice_dir in inputs["slices"]], "records"),
+        read_tables(
+            [slice_dir / "records.parquet" for slice_dir in inputs["slices"]],
+            "records",
+            ("record_id", "source", "slice_id"),
+        ),
         splits,
     )
     counts = {}

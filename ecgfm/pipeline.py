@@ -1,6 +1,6 @@
 """The DAG: which stages a pipeline has, what each reads, and how to plan or run them.
 
-    raw files -> list -> prepare (a slice each) -> splits, labels -> manifests -> pretrain -> finetune -> evaluate
+    raw -> list -> prepare (a slice each) -> audit -> splits, labels -> manifests -> pretrain -> finetune -> evaluate
 
 The order stands once, in `walk`. What happens at each stage is the walker's affair: `plan` looks, `runs.run_locally`
 makes, and flows/ makes under Prefect.
@@ -33,13 +33,14 @@ TRAINING_FILES = ("timings.jsonl",)
 SYNTHESIZE = Stage("synthesize", "ecgfm.synthesize:synthesize")
 LIST = Stage("list", "ecgfm.prepare:list_source", chosen_code=SOURCE_TABLE)
 PREPARE = Stage("prepare", "ecgfm.prepare:prepare_slice", chosen_code=SOURCE_TABLE)
+AUDIT = Stage("audit", "ecgfm.audit:audit")
 SPLITS = Stage("splits", "ecgfm.splits:make_splits")
 LABELS = Stage("labels", "ecgfm.labels:make_labels", chosen_code=SOURCE_TABLE)
 MANIFESTS = Stage("manifests", "ecgfm.manifests:make_manifests")
 PRETRAIN = Stage("pretrain", "ecgfm.pretrain:pretrain", volatile=TRAINING_FILES, resumable=True, own_process=True)
 FINETUNE = Stage("finetune", "ecgfm.finetune:finetune", volatile=TRAINING_FILES, resumable=True, own_process=True)
 EVALUATE = Stage("evaluate", "ecgfm.evaluate:evaluate", own_process=True)
-STAGES = (SYNTHESIZE, LIST, PREPARE, SPLITS, LABELS, MANIFESTS, PRETRAIN, FINETUNE, EVALUATE)
+STAGES = (SYNTHESIZE, LIST, PREPARE, AUDIT, SPLITS, LABELS, MANIFESTS, PRETRAIN, FINETUNE, EVALUATE)
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -140,9 +141,12 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
     records = [made.select("records.parquet") for made in slices]
     shards = [made.select("shard.h5") for made in slices]
 
+    compared = [made.select("records.parquet", "sketches.parquet") for made in slices]
+    audited = walker.one(Request(AUDIT, {"slices": compared}, pipeline.audit))
+    counted = [made.select("records.parquet", "rejects.parquet") for made in slices]
     splits, labels = walker.many(
         [
-            Request(SPLITS, {"slices": records}, pipeline.splits),
+            Request(SPLITS, {"slices": counted, "audit": audited.select("duplicates.parquet")}, pipeline.splits),
             Request(LABELS, {"slices": records}, pipeline.labels),
         ],
         "",

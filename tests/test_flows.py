@@ -22,7 +22,7 @@ from ecgfm.stages import Request
 from flows import server
 from flows.prepare import BATCH_RECORDS, MAX_TASKS, batches
 
-STAGES = ("synthesize", "list", "prepare", "splits", "labels", "manifests")
+STAGES = ("synthesize", "list", "prepare", "audit", "splits", "labels", "manifests")
 WORDS = ["--set", "synthetic.n_patients=40", "--set", "manifests.rare_labels=drop", *(f"--only={s}" for s in STAGES)]
 
 
@@ -79,16 +79,16 @@ def test_a_run_shows_each_stage_as_a_named_task_and_the_second_run_shows_them_ca
     run = watched.newest_run()
     assert run["state_name"] == "Completed"
     assert run["parameters"]["overrides"] == ["synthetic.n_patients=40", "manifests.rare_labels=drop"]
-    states = watched.states(run["id"], 6)
-    for name in ("synthesize", "list synthetic", "splits", "labels", "manifests"):
+    states = watched.states(run["id"], 7)
+    for name in ("synthesize", "list synthetic", "audit", "splits", "labels", "manifests"):
         assert states[name] == "Completed"
 
     second = watched.run(*WORDS)
     assert second.returncode == 0, second.stderr
     again = watched.newest_run()
     assert again["id"] != run["id"]
-    states = watched.states(again["id"], 6)
-    for name in ("synthesize", "list synthetic", "splits", "labels", "manifests"):
+    states = watched.states(again["id"], 7)
+    for name in ("synthesize", "list synthetic", "audit", "splits", "labels", "manifests"):
         assert states[name] == "Cached"
     subflow = watched.newest_run("synthetic")
     (slices,) = watched.states(subflow["id"], 1).items()
@@ -99,14 +99,15 @@ def test_a_run_shows_each_stage_as_a_named_task_and_the_second_run_shows_them_ca
 def test_the_run_graph_has_the_edges_of_the_dag_and_the_counts_as_artifacts(watched: Watched) -> None:
     watched.run(*WORDS)
     run = watched.newest_run()
-    watched.states(run["id"], 6)
+    watched.states(run["id"], 7)
     nodes = {node["id"]: node for _, node in watched.ask(f"/flow_runs/{run['id']}/graph-v2")["nodes"]}
     reads = {node["label"]: {nodes[parent["id"]]["label"] for parent in node["parents"]} for node in nodes.values()}
     assert reads == {
         "synthesize": set(),
         "list synthetic": {"synthesize"},
         "prepare / synthetic": {"synthesize", "list synthetic"},
-        "splits": {"prepare / synthetic"},
+        "audit": {"prepare / synthetic"},
+        "splits": {"prepare / synthetic", "audit"},
         "labels": {"prepare / synthetic"},
         "manifests": {"prepare / synthetic", "splits", "labels"},
     }

@@ -48,7 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sketches": {"ecg"},
     # stages without torch, and what they are made of
     "prepare": {*RECORDS, "processes", "quality", "sketches"},
-    "splits": RECORDS,
+    "cohort": WORDS,
+    "audit": {*TABLES, "sketches"},
+    "splits": {*TABLES, "cohort"},
     "label_space": WORDS,
     "labels": {*RECORDS, "label_space"},
     "manifests": {*RECORDS, "label_space", "splits"},

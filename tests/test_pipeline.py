@@ -20,7 +20,7 @@ from ecgfm.ecg import InputError
 from ecgfm.pipeline import STAGE_NAMES, STAGES, Made, Selection, Walker, make_all, plan, walk
 from ecgfm.stages import Output, Request, Store
 
-LIGHT = ("list", "prepare", "splits", "labels", "manifests")
+LIGHT = ("list", "prepare", "audit", "splits", "labels", "manifests")
 VALUES: dict[str, Any] = {
     "sources": ["ptb_xl"],
     "prepare": {"segment_seconds": 0.1},
@@ -29,7 +29,7 @@ VALUES: dict[str, Any] = {
     "manifests": {"rare_labels": "drop"},
 }
 SLICES = [f"records500/{folder:02d}000" for folder in range(3)]
-ALL = ["list", *(["prepare"] * 3), "splits", "labels", "manifests", "pretrain", "finetune", "evaluate"]
+ALL = ["list", *(["prepare"] * 3), "audit", "splits", "labels", "manifests", "pretrain", "finetune", "evaluate"]
 everything = Selection()
 
 
@@ -209,7 +209,7 @@ def test_a_touched_raw_file_costs_its_slice(store: Store, raw: Path) -> None:
     lines = not_cached(planned(store, raw))
     why = f"run: 1 changed folder ({SLICES[1]})"
     assert (lines.pop("list ptb_xl"), lines.pop(slow)) == (why, why)
-    assert lines.pop("splits") == f"maybe: only if {slow} comes out different"
+    assert lines.pop("audit") == f"maybe: only if {slow} comes out different"
     assert all(line.startswith("maybe: only if ") for line in lines.values())
     assert made_now(run(store, raw)) == ["list ptb_xl", slow], "its content is as it was: nothing after it runs"
     assert not_cached(planned(store, raw)) == {}
