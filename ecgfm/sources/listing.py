@@ -48,7 +48,6 @@ _LAYOUTS = (
     ("ecgfm.yaml", "own"),
 )
 _RECORDINGS = (".hea", ".xml", ".dcm", ".edf", ".scp", ".npy", ".h5", ".hdf5")
-_MAX_HEADER_BYTES, _PIECE_BYTES = 1 << 20, 1 << 14
 _LOOKED_AT = 2000  # entries of a wrong folder, before we say that we do not know what it is
 
 
@@ -99,23 +98,11 @@ def check_once(table: pl.DataFrame, column: str, path: Path) -> None:
 
 
 def header_text(path: str) -> str:
-    """The text of the WFDB header at `path`, a million bytes at most; empty where it cannot be read.
-
-    Without the layers of `open`: a listing reads a hundred thousand of them.
-    """
-    content = b""
+    """The text of the WFDB header at `path`; empty where it cannot be read."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe by that name must not hold us up
-        try:
-            while (piece := os.read(handle, _PIECE_BYTES)) and len(content) < _MAX_HEADER_BYTES:
-                content += piece
-                if len(piece) < _PIECE_BYTES:
-                    break
-        finally:
-            os.close(handle)
+        return wfdb_header.decode(wfdb_header.header_bytes(path))
     except (OSError, ValueError):
         return ""
-    return wfdb_header.decode(content)
 
 
 def comments_of(header: str) -> dict[str, Any]:
