@@ -64,6 +64,34 @@ def _people(placed: pl.DataFrame) -> dict[str, int]:
     }
 
 
+def cohort_text(cohort: Mapping[str, Any]) -> str:
+    """The counts as a Markdown table, a row per source, with the reasons below it; ends with a line break."""
+    sources = cohort["sources"]
+    rows = [*sources.items(), *([("all", cohort["total"])] if len(sources) > 1 else [])]
+    lines = [
+        "| source | listed | rejected | prepared | with a copy | excluded | train | valid | test |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, counts in rows:
+        numbers = [
+            counts["listed"],
+            sum(counts["rejected"].values()),
+            counts["prepared"]["records"],
+            counts["with_copies"],
+            sum(counts["excluded"].values()),
+            *(counts["splits"][split]["records"] for split in SPLIT_NAMES),
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |")
+    total = cohort["total"]
+    lines += [""] if total["rejected"] or total["excluded"] else []
+    lines += [
+        f"- {kind}, {reason.replace('_', ' ')}: {_records(count)}"
+        for kind in ("rejected", "excluded")
+        for reason, count in total[kind].items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def cohort_svg(cohort: Mapping[str, Any]) -> str:
     """The flow diagram of all records, and below it that of each source where there are several."""
     sources = cohort["sources"]
@@ -129,7 +157,7 @@ def _people_lines(counts: Mapping[str, int]) -> list[str]:
     if counts["patients"]:
         lines.append(f"{counts['patients']:,} patient{'s' * (counts['patients'] != 1)}")
         if counts["unknown_patients"]:
-            lines.append(f"and {_records(counts['unknown_patients'])} of unknown patients")
+            lines.append(f"and {counts['unknown_patients']:,} of unknown patients")
     elif counts["records"]:
         lines.append("patients unknown")
     return lines

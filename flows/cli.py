@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import logging
 import os
 import shlex
@@ -20,7 +21,7 @@ import typer
 from ecgfm import __version__
 from ecgfm.config import load_pipeline, read_pipelines
 from ecgfm.ecg import InputError
-from ecgfm.pipeline import PREPARE, PlannedStage, Selection, plan
+from ecgfm.pipeline import PREPARE, SPLITS, STAGE_NAMES, PlannedStage, Selection, plan
 from ecgfm.runs import report_of, run_locally
 from ecgfm.stages import StageFailed, Store
 from flows import server
@@ -146,6 +147,46 @@ def show(
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
         store = Store(data_dir.absolute(), verify)
         show_plan(pipeline, store.data_dir, plan(config, folders, store, selection, hash_raw))
+
+
+@app.command("audit")
+def show_duplicates(
+    pipeline: PipelineName,
+    raw: Raw = None,
+    data_dir: DataDir = Path("ecgfm-data"),
+    pipelines: PipelinesFile = None,
+    overrides: Set = None,
+    hash_raw: HashRaw = False,
+    debug: Debug = False,
+) -> None:
+    """Show which records are the same ECG under several names, and the cohort from listed records to splits.
+
+    Prepares what is not prepared yet.
+
+    Example:
+
+      ecgfm audit challenge-2021 --raw physionet2021=/data/challenge-2021
+    """
+    with one_line_errors(debug):
+        config = load_pipeline(pipelines_file(pipelines), pipeline, overrides or [])
+        folders = raw_folders(raw or [], config.sources)
+        store = Store(data_dir.absolute())
+        stages = STAGE_NAMES[: STAGE_NAMES.index(SPLITS.name) + 1]
+        with log_to_terminal():
+            found = run_locally(pipeline, config, folders, store, Selection(only=stages[:-1]), hash_raw) / "audit"
+        typer.echo("\n" + (found / "summary.md").read_text(encoding="utf-8"))
+        # apart: what was found is worth showing though there may be no way to split it
+        split = run_locally(pipeline, config, folders, store, Selection(only=stages), hash_raw) / "splits"
+        from ecgfm.cohort import cohort_text
+
+        typer.echo("\n# The cohort\n\n" + cohort_text(json.loads((split / "cohort.json").read_bytes())))
+        for file in (
+            found / "duplicates.parquet",
+            found / "summary.md",
+            split / "splits.parquet",
+            split / "cohort.svg",
+        ):
+            typer.echo(str(file))
 
 
 @app.command("pipelines")
