@@ -283,7 +283,7 @@ class RunnerConfig:
         if self.address and self.workers:
             raise ValueError("workers are started where no address is given; an engine at an address has its own")
         schemes, example = {
-            "ray": ("(ray://)?", "ray://HOST:10001"),
+            "ray": ("ray://", "ray://HOST:10001"),
             "dask": ("((tcp|tls|ws|wss)://)?", "tcp://HOST:8786"),
         }.get(self.kind, ("", ""))
         if self.address and not re.fullmatch(rf"{schemes}[^/\s]+:\d+", self.address):
