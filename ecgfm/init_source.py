@@ -75,8 +75,10 @@ def init_source(folder: Path, picture: Path, force: bool = False) -> list[str]:
     if not records:
         raise InputError(f"{folder}: none of {len(rejected)} recordings could be read: {'; '.join(rejected[:3])}")
     path.write_text(as_yaml(look), encoding="utf-8")
-    picture.write_bytes(draw_records(records[:: max(1, len(records) // N_DRAWN)][:N_DRAWN]))
-    lines += [f"wrote {path}: read it, and mend what is guessed wrong", f"drew {min(len(records), N_DRAWN)}: {picture}"]
+    n_drawn = min(len(records), N_DRAWN)
+    drawn = [records[place * (len(records) - 1) // max(n_drawn - 1, 1)] for place in range(n_drawn)]  # first to last
+    picture.write_bytes(draw_records(drawn))
+    lines += [f"wrote {path}: read it, and mend what is guessed wrong", f"drew {n_drawn}: {picture}"]
     return [*lines, *_next(folder, listed, len(rejected) / (len(rejected) + len(records)))]
 
 
