@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -37,9 +38,10 @@ _NOISE_MEDIAN = 0.945  # median over mean of the mean of six powers, in Gaussian
 _WAVES_HZ = np.array([*_MAINS_HZ, *_NOISE_HZ])
 _POWERLINE_RATE_HZ, _NOISE_RATE_HZ = 150.0, 210.0  # twice the highest frequency each needs, and a margin
 _WANDER_HZ = 0.67  # what a filter without delay may take away (Kligfield et al. 2007, Circulation 115:1306)
-_WANDER_WINDOWS = 50  # 10 s, a stretch whose wander is taken as a whole
+_WANDER_WINDOWS = 50  # 10 s, the longest stretch whose wander is taken as a whole
 _OPPOSITE = -0.3  # correlation below which two leads point opposite ways
 _STILL = 0.1  # of the other limb leads' size: the same potential twice
+_MIRRORED = 0.9  # correlation, negative, of two leads that show the same potential from either side
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ def assess(signal_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str])
     lowest_mv, highest_mv = signal_mv.min(axis=1), signal_mv.max(axis=1)
     gappy = np.isnan(highest_mv)
     whole = np.flatnonzero(~gappy) if gappy.any() else slice(None)  # a slice copies nothing
-    measured[0, whole] = _flat_share(windows[whole])
-    measured[1, whole] = _clipped_samples(signal_mv[whole], lowest_mv[whole], highest_mv[whole]) / n_samples
-    measured[2:4, whole] = _powerline_and_noise_uv(waves_mv[whole], sampling_rate_hz)
-    measured[4, whole] = _wander_uv(means_mv[whole], window_samples / sampling_rate_hz)
+    if not gappy.all():
+        measured[0, whole] = _flat_share(windows[whole])
+        measured[1, whole] = _clipped_samples(signal_mv[whole], lowest_mv[whole], highest_mv[whole]) / n_samples
+        measured[2:4, whole] = _powerline_and_noise_uv(waves_mv[whole], sampling_rate_hz)
+        measured[4, whole] = _wander_uv(means_mv[whole], window_samples / sampling_rate_hz)
     for lead in np.flatnonzero(gappy):
         valid = ~np.isnan(windows[lead]).any(axis=1)
         if valid.sum() < _MIN_WINDOWS:
@@ -186,8 +189,8 @@ def _clipped_samples(signal_mv: np.ndarray, lowest_mv: np.ndarray, highest_mv: n
 def _powerline_and_noise_uv(waves_mv: np.ndarray, sampling_rate_hz: float) -> tuple[np.ndarray, np.ndarray]:
     """(lead, window, cosines and sines of `_WAVES_HZ`) -> amplitude of the mains, noise: each (lead,)."""
     n_leads, n_windows, _ = waves_mv.shape
-    squares = (waves_mv * waves_mv).reshape(n_leads * n_windows, -1)
-    looked_at = (squares @ _powers()).reshape(n_leads, n_windows, -1).swapaxes(1, 2).copy()
+    squares = (waves_mv * waves_mv).reshape(n_leads * n_windows, 2 * len(_WAVES_HZ))
+    looked_at = (squares @ _powers()).reshape(n_leads, n_windows, 5).swapaxes(1, 2).copy()
     looked_at.sort(axis=2)
     typical = (looked_at[..., n_windows // 2] + looked_at[..., (n_windows - 1) // 2]) / 2  # the median
     at_50, at_60, below, above, noise = typical.T
@@ -204,17 +207,15 @@ def _powerline_and_noise_uv(waves_mv: np.ndarray, sampling_rate_hz: float) -> tu
 
 
 def _wander_uv(means_mv: np.ndarray, window_s: float) -> np.ndarray:
-    """(lead, window) means -> (lead,): root mean square of what is slow, in stretches of 10 s; the last stretch ends
-    with the recording, and so may share windows with the one before."""
+    """(lead, window) means -> (lead,): root mean square of what is slow, in equal stretches of at most 10 s."""
     n_leads, n_windows = means_mv.shape
-    stretch = min(n_windows, _WANDER_WINDOWS)
-    cosines = _wander_basis(stretch, window_s)
     around_mean_mv = means_mv - np.add.reduce(means_mv, axis=1, keepdims=True) / n_windows
-    starts = np.minimum(np.arange(0, n_windows, stretch), n_windows - stretch)
+    n_stretches = -(-n_windows // _WANDER_WINDOWS)
+    edges = [n_windows * stretch // n_stretches for stretch in range(n_stretches + 1)]
     slow = np.zeros(n_leads, np.float32)
-    for start in starts.tolist():
-        slow += ((around_mean_mv[:, start : start + stretch] @ cosines) ** 2).sum(axis=1)
-    wander_uv: np.ndarray = 1e3 * np.sqrt(slow / (len(starts) * stretch))
+    for start, stop in pairwise(edges):
+        slow += ((around_mean_mv[:, start:stop] @ _wander_basis(stop - start, window_s)) ** 2).sum(axis=1)
+    wander_uv: np.ndarray = 1e3 * np.sqrt(slow / n_windows)
     return wander_uv
 
 
@@ -223,7 +224,8 @@ def _suspected_reversal(steps_mv: np.ndarray, leads: Sequence[str]) -> Reversal 
 
     V6 and I look at the heart from the same side, aVR from the other. Where I goes against V6 and the lead that goes
     against it most is not aVR but aVL, the arms' cables are likely interchanged; where II does and it is aVF, those
-    of right arm and left leg are. A right arm electrode on the right leg leaves nothing in II, the leads' difference.
+    of right arm and left leg are. A right arm electrode on the right leg leaves nothing in II, the difference of the
+    legs, and makes III the mirror of I.
     """
     names = ("I", "II", "III", "aVR", "aVL", "aVF", "V6")
     if not set(names) <= set(leads):
@@ -233,6 +235,9 @@ def _suspected_reversal(steps_mv: np.ndarray, leads: Sequence[str]) -> Reversal 
     change[np.isnan(change)] = 0
     products = change @ change.T
     size = np.sqrt(np.diag(products))
+    size_i, size_ii, size_iii = size[:3]
+    if size_ii < _STILL * min(size_i, size_iii) and products[0, 2] < -_MIRRORED * size_i * size_iii:
+        return "RA-RL"
     if not size.all():  # a lead that is missing or flat
         return None
     first, second, _, right, left, foot, _ = products[-1] / (size * size[-1])
@@ -240,6 +245,4 @@ def _suspected_reversal(steps_mv: np.ndarray, leads: Sequence[str]) -> Reversal 
         return "RA-LA"
     if second < _OPPOSITE and foot < min(right, left):
         return "RA-LL"
-    if size[1] < _STILL * min(size[0], size[2]):
-        return "RA-RL"
     return None
