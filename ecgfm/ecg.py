@@ -38,6 +38,20 @@ MAX_SAMPLES = 20_000_000
 damaged count must not take the machine's memory."""
 
 
+MAX_DETAIL = 400
+"""Characters of a reject's detail: it may quote a file, and a file may hold anything."""
+
+
+def one_line(text: str) -> str:
+    """The text on one line and fit for a terminal: what does not print, such as a line end in a file's name, as Python
+    writes it.
+
+    >>> one_line("a\\nb")
+    'a\\\\nb'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class InputError(ValueError):
     """What the person who started the program can mend: a path, a config value, a file's content.
 
@@ -45,11 +59,19 @@ class InputError(ValueError):
     without a traceback and exits with 2.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
 
 class Rejected(Exception):
-    """One record cannot be used. It becomes a row of `rejects.parquet`; the run goes on."""
+    """One record cannot be used. It becomes a row of `rejects.parquet`; the run goes on.
+
+    detail: on one line, and of at most `MAX_DETAIL` characters whatever is given
+    """
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
+        detail = one_line(detail[: MAX_DETAIL + 1])
+        detail = detail if len(detail) <= MAX_DETAIL else detail[: MAX_DETAIL - 3] + "..."
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail

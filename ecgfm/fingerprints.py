@@ -51,15 +51,23 @@ class RawTree:
         """Every file below a source's raw folder with size and modification time, or with its content's hash.
 
         Raises:
-            InputError: no such folder, no file in it, or one that cannot be looked at.
+            InputError: no such folder, no file in it, one that cannot be looked at, or a folder that is a link: its
+                files would lie outside, or be there twice, and links in a circle have no end.
         """
         if not root.is_dir():
             raise InputError(f"{source}: no such folder: {root}; give the raw folder with --raw {source}=PATH")
         files: dict[str, str] = {}
         try:
+            real_root = os.path.join(os.path.realpath(root), "")
             for path, entry in _walk(str(root), ""):
                 stat = entry.stat()
-                files[path] = f"{stat.st_size}:{sha256_of(Path(entry.path)) if hash_content else stat.st_mtime_ns}"
+                if not hash_content:
+                    content: object = stat.st_mtime_ns
+                elif entry.is_symlink() and not os.path.realpath(entry.path).startswith(real_root):
+                    content = "outside"  # readers turn it away, whatever it holds
+                else:
+                    content = sha256_of(Path(entry.path))
+                files[path] = f"{stat.st_size}:{content}"
         except OSError as error:  # no permission; a link in a circle
             raise InputError(f"{source}: cannot read {error.filename}: {error.strerror}") from error
         if not files:
@@ -196,6 +204,8 @@ def _walk(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for entry in sorted(entries, key=lambda e: e.name):
             path = f"{below}{entry.name}"
             if entry.is_dir():
+                if entry.is_symlink():
+                    raise InputError(f"{entry.path}: expected a folder, found a link to one; move its files here")
                 if not entry.name.startswith("."):
                     yield from _walk(entry.path, path + "/")
             elif entry.is_file():

@@ -5,6 +5,7 @@ Every record that goes in comes out prepared or rejected with a reason: listed =
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from ecgfm.config import PROGRESS_BAR, ListConfig, PrepareConfig
 from ecgfm.contracts import empty_table, read_table, write_table
-from ecgfm.ecg import INVALID, Digital, EcgRecord, InputError, Rejected
+from ecgfm.ecg import INVALID, MAX_SAMPLES, Digital, EcgRecord, InputError, Rejected
 from ecgfm.processes import ordered_map, worthwhile
 from ecgfm.quality import assess
 from ecgfm.shards import ShardWriter, digitise, lead_values, round_to_steps
@@ -44,6 +45,12 @@ from ecgfm.sources import SOURCES, Source
 _NOTHING = np.empty(0)
 
 BLOCK_RECORDS = 32  # read and written together; no option: it decides how the shard's bytes lie
+
+_MAX_NAME = 200  # characters, of the 255 bytes that a file's name may have
+
+LOWEST_HZ, HIGHEST_HZ = 0.1, 100_000.0
+LARGEST_MV = 1e9
+"""Beyond these a recording is damaged, and what is worked out of it takes all memory or is infinite."""
 
 
 def source_named(name: str) -> Source:
@@ -71,11 +78,19 @@ def list_source(inputs: Mapping[str, Path], config: ListConfig, out: Path) -> di
     (out / "slices").mkdir(exist_ok=True)
     index = {}
     for (slice_id,), rows in sorted(listing.group_by("slice_id"), key=lambda group: str(group[0][0])):
-        name = f"slices/{quote(str(slice_id), safe='')}.parquet"
+        name = f"slices/{_file_name(str(slice_id))}.parquet"
         write_table(rows.sort("record_id"), "listing", out / name)
         index[str(slice_id)] = {"file": name, "records": rows.height}
     (out / "slices.json").write_text(json.dumps(index, indent=1) + "\n")
     return {"listed": listing.height, "slices": len(index)}
+
+
+def _file_name(slice_id: str) -> str:
+    """A name for a slice's file: its own, so far as a file's name may be as long."""
+    name = quote(slice_id, safe="")
+    if len(name) <= _MAX_NAME:
+        return name
+    return f"{name[:_MAX_NAME]}-{hashlib.sha256(slice_id.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -161,6 +176,7 @@ def prepare_record(record: EcgRecord, config: PrepareConfig) -> PreparedRecord:
         Rejected: the record cannot be used.
         InputError: the filter does not go with the record's sampling rate.
     """
+    _check_bounds(record, config)
     standard, raw = _standard(record, config)
     recorded_mv = standard.to_mv(np.float32) if isinstance(standard, Digital) else standard.astype(np.float32)
     quality = assess(recorded_mv, record.sampling_rate_hz, config.leads)
@@ -183,6 +199,29 @@ def prepare_record(record: EcgRecord, config: PrepareConfig) -> PreparedRecord:
     per_lead = lead_values(digital, statistics.mean_mv, statistics.std_mv)
     outline = sketch(prepared_mv, config.sampling_rate_hz, config.leads)
     return PreparedRecord(segments, per_lead, facts, quality.columns(), outline)
+
+
+def _check_bounds(record: EcgRecord, config: PrepareConfig) -> None:
+    """Raises: Rejected: a rate, a length or millivolts that no ECG has."""
+    if not LOWEST_HZ <= record.sampling_rate_hz <= HIGHEST_HZ:
+        raise Rejected(
+            "unreadable_header",
+            f"expected a sampling rate from {LOWEST_HZ:g} to {HIGHEST_HZ:g} Hz, found {record.sampling_rate_hz:g}",
+        )
+    n_samples = int(record.n_samples * config.sampling_rate_hz / record.sampling_rate_hz) * len(config.leads)
+    if n_samples > MAX_SAMPLES:
+        raise Rejected(
+            "too_large",
+            f"expected at most {MAX_SAMPLES:,} samples at {config.sampling_rate_hz:g} Hz, found {n_samples:,}",
+        )
+    if isinstance(record.signal, Digital):  # the largest that it could be: no sample is looked at
+        steps = -float(INVALID) + np.abs(record.signal.baseline)
+        largest_mv = float((steps / np.abs(record.signal.adc_gain_per_mv)).max(initial=0))
+    else:
+        bounds = [reduce(record.signal, axis=None, initial=0.0) for reduce in (np.fmin.reduce, np.fmax.reduce)]
+        largest_mv = float(np.abs(bounds).max())
+    if not largest_mv <= LARGEST_MV:
+        raise Rejected("unreadable_signal", f"expected at most {LARGEST_MV:g} mV, found up to {largest_mv:g}")
 
 
 def _standard(record: EcgRecord, config: PrepareConfig) -> tuple[Digital | np.ndarray, LeadStatistics]:

@@ -360,16 +360,16 @@ def test_a_listing_fills_absent_columns_with_null_from_rows_and_tables_alike() -
 
 def test_a_table_of_a_source_is_read_as_text_with_null_for_what_is_empty(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('a,b,c\n007,"two, \nlines",\n" ",x , \n')
-    table = read_csv(tmp_path / "t.csv", ("c", "a", "b"))
+    table = read_csv(tmp_path, "t.csv", ("c", "a", "b"))
     assert {row["a"]: (row["b"], row["c"]) for row in table.to_dicts()} == {
         "007": ("two, \nlines", None),
         None: ("x", None),
     }
     with pytest.raises(InputError, match="expected a CSV table with the columns a, d"):
-        read_csv(tmp_path / "t.csv", ("a", "d"))
+        read_csv(tmp_path, "t.csv", ("a", "d"))
     (tmp_path / "t.csv").write_bytes(b"")
     with pytest.raises(InputError, match="expected a CSV table"):
-        read_csv(tmp_path / "t.csv", ("a",))
+        read_csv(tmp_path, "t.csv", ("a",))
 
 
 # ---- physionet2021

@@ -258,7 +258,7 @@ def _decode_with_wfdb(path: Path, record_id: str) -> EcgRecord:
         message = f"{type(error).__name__}: {error}".replace(f"{path.parent}{os.sep}", "")  # the same everywhere
         raise Rejected("unreadable_signal", f"{path.name}: {message}") from error
     names = [name or "" for name in record.sig_name]
-    kept, units_per_mv = _voltages(names, record.units)
+    kept, units_per_mv = _voltages(names, [units or "" for units in record.units])
     per_frame = sorted({record.samps_per_frame[index] for index in kept})
     if len(per_frame) != 1 or len({len(signals[index]) for index in kept}) != 1:
         raise Rejected("unreadable_signal", f"expected leads of one sampling rate, found {per_frame} samples a frame")

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ def open_array(path: str) -> ArrayFile:
         if path.lower().endswith(".npy"):
             return ArrayFile(path, np.load(path, mmap_mode="r", allow_pickle=False))
         return ArrayFile(path, h5py.File(path, "r", locking=False))  # archives lie on disks that cannot lock
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, TokenError) as error:
         why = str(error).replace(path, name).splitlines()[0]
         raise Rejected("unreadable_signal", f"{name}: expected a NumPy array or HDF5: {why}") from error
 

@@ -47,7 +47,7 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
             f"{raw_dir}: expected CODE-15%'s exams.csv and exams_part0.hdf5 ... exams_part17.hdf5, found "
             f"{found(raw_dir)}{other_source(raw_dir, NAME)}"
         )
-    exams = read_csv(path, ("exam_id", "age", "patient_id", "trace_file", *CODES))
+    exams = read_csv(raw_dir, path.name, ("exam_id", "age", "patient_id", "trace_file", *CODES))
     if not exams.height:
         raise InputError(f"{path}: expected one line per exam, found none")
     check_once(exams, "exam_id", path)

@@ -12,8 +12,9 @@ from typing import Any
 
 import polars as pl
 
-from ecgfm.ecg import InputError
+from ecgfm.ecg import InputError, Rejected
 from ecgfm.formats import wfdb_header
+from ecgfm.formats.raw_files import inside
 
 LISTING = pl.Schema(
     {
@@ -56,32 +57,47 @@ def listing(rows: pl.DataFrame | Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     if not isinstance(rows, pl.DataFrame):
         rows = list(rows)
         columns = {column: [row.get(column) for row in rows] for column in LISTING}
-        return pl.DataFrame(columns, schema=LISTING).sort("record_id")
+        try:
+            return pl.DataFrame(columns, schema=LISTING).sort("record_id")
+        except UnicodeEncodeError as error:  # names of files may be any bytes
+            raise InputError(f"expected names in UTF-8, found {error.object!r}; rename it") from error
     absent = [pl.lit(None).alias(column) for column in LISTING if column not in rows.columns]
     return rows.with_columns(absent).select(LISTING.names()).cast(LISTING).sort("record_id")
 
 
-def read_csv(path: Path, columns: Iterable[str], also: Mapping[str, pl.Expr] | None = None) -> pl.DataFrame:
+def read_csv(
+    raw_dir: Path, file: str, columns: Iterable[str], also: Mapping[str, pl.Expr] | None = None
+) -> pl.DataFrame:
     """Some columns of a CSV table of a source, as strings without outer blanks; what is empty is null.
 
+    file: below the raw folder
     also: columns worked out while the file is read, a piece at a time, so that what they are made of is not kept
 
     Raises:
-        InputError: no such file, not a CSV table, or a column is missing.
+        InputError: no such file in the raw folder, not a CSV table, or a column is missing.
     """
+    path = raw_dir / file
     columns = list(dict.fromkeys(columns))
     worked_out = dict(also or {})
-    if not path.exists():
+    try:
+        inside(raw_dir, file)
+    except Rejected as rejected:
+        raise InputError(f"{path}: {rejected.detail}") from rejected
+    if not path.is_file():  # a pipe would not end
         raise InputError(f"expected {path.name} in {path.parent}, found {found(path.parent)}")
     used = list(dict.fromkeys([*columns, *(n for e in worked_out.values() for n in e.meta.root_names())]))
     stripped = pl.col(used).str.strip_chars()
     try:
         table = pl.scan_csv(path, infer_schema=False).select(pl.when(stripped != "").then(stripped))
-        return table.select(*columns, **worked_out).collect(engine="streaming")
+        read = table.select(*columns, **worked_out).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             f"{path}: expected a CSV table with the columns {', '.join(columns)}: {str(error).splitlines()[0]}"
         ) from error
+    for column in read.iter_columns():
+        if column.str.contains("\0", literal=True).any():
+            raise InputError(f"{path}: {column.name}: expected text, found a zero byte; is the file as published?")
+    return read
 
 
 def check_once(table: pl.DataFrame, column: str, path: Path) -> None:
@@ -97,11 +113,15 @@ def check_once(table: pl.DataFrame, column: str, path: Path) -> None:
         raise InputError(f"{path}: expected every {column} once, found {what}; is the file as published?")
 
 
-def header_text(path: str) -> str:
-    """The text of the WFDB header at `path`; empty where it cannot be read."""
+def header_text(raw_dir: Path, path: str) -> str:
+    """The text of a WFDB header below the raw folder; empty where it cannot be read, which reading the record says.
+
+    path: as found by walking, so that no folder in it is a link
+    """
+    whole = f"{raw_dir}/{path}"
     try:
-        return wfdb_header.decode(wfdb_header.header_bytes(path))
-    except (OSError, ValueError):
+        return wfdb_header.decode(wfdb_header.header_bytes(inside(raw_dir, path) if os.path.islink(whole) else whole))
+    except (OSError, ValueError, Rejected):
         return ""
 
 

@@ -24,6 +24,7 @@ from ecgfm.sources.listing import check_once, found, listing, other_source, read
 
 NAME = "mimic_iv_ecg"
 
+MEASUREMENTS = "machine_measurements.csv"
 PATIENTS = ("patients.csv.gz", "patients.csv", "hosp/patients.csv.gz", "hosp/patients.csv")
 """Where MIMIC-IV's table of patients may lie below the raw folder; the first that is there is read."""
 
@@ -46,7 +47,7 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
             f"{raw_dir}: expected MIMIC-IV-ECG's record_list.csv and files/, found {found(raw_dir)}"
             f"{other_source(raw_dir, NAME)}"
         )
-    records = read_csv(path, ("subject_id", "study_id", "ecg_time", "path"))
+    records = read_csv(raw_dir, path.name, ("subject_id", "study_id", "ecg_time", "path"))
     if not records.height:
         raise InputError(f"{path}: expected one line per record, found none")
     check_once(records, "study_id", path)
@@ -56,10 +57,10 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
         records = records.with_columns(pl.col("ecg_time").str.to_datetime(strict=True, time_unit="us"))
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: column ecg_time: expected dates and times: {str(error).splitlines()[0]}") from error
-    if (measurements := raw_dir / "machine_measurements.csv").exists():
-        records = records.join(_reports(measurements), on="study_id", how="left")
-    if (patients := next((raw_dir / name for name in PATIENTS if (raw_dir / name).exists()), None)) is not None:
-        records = records.join(_patients(patients), on="subject_id", how="left").with_columns(_age_at_ecg())
+    if (raw_dir / MEASUREMENTS).exists():
+        records = records.join(_reports(raw_dir), on="study_id", how="left")
+    if (patients := next((name for name in PATIENTS if (raw_dir / name).exists()), None)) is not None:
+        records = records.join(_patients(raw_dir, patients), on="subject_id", how="left").with_columns(_age_at_ecg())
     return listing(
         records.select(
             pl.format(f"{NAME}/{{}}", "study_id").alias("record_id"),
@@ -82,11 +83,11 @@ def read_record(raw_dir: Path, row: Mapping[str, Any]) -> EcgRecord:
     return wfdb.read_wfdb(raw_dir, row["raw_path"], row["record_id"])
 
 
-def _reports(path: Path) -> pl.DataFrame:
+def _reports(raw_dir: Path) -> pl.DataFrame:
     """(study_id, report)"""
     report = pl.concat_str(_STATEMENTS, separator="; ", ignore_nulls=True)
-    reports = read_csv(path, ["study_id"], {"report": pl.when(report != "").then(report)})
-    check_once(reports, "study_id", path)
+    reports = read_csv(raw_dir, MEASUREMENTS, ["study_id"], {"report": pl.when(report != "").then(report)})
+    check_once(reports, "study_id", raw_dir / MEASUREMENTS)
     return reports
 
 
@@ -96,9 +97,10 @@ def _age_at_ecg() -> pl.Expr:
     return pl.when(years > _OLDEST_YEARS).then(_OVER_YEARS).when(years >= 0).then(years).alias("age_years")
 
 
-def _patients(path: Path) -> pl.DataFrame:
+def _patients(raw_dir: Path, file: str) -> pl.DataFrame:
     """(subject_id, sex, anchor_age, anchor_year)"""
-    patients = read_csv(path, ("subject_id", "gender", "anchor_age", "anchor_year"))
+    path = raw_dir / file
+    patients = read_csv(raw_dir, file, ("subject_id", "gender", "anchor_age", "anchor_year"))
     check_once(patients, "subject_id", path)
     try:
         return patients.select(

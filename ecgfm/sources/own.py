@@ -22,7 +22,7 @@ from ecgfm.ecg import Digital, EcgRecord, InputError, Rejected
 from ecgfm.formats import wfdb
 from ecgfm.formats.raw_files import inside
 from ecgfm.sources.arrays import ArrayFile, kept_open, open_array, without_padding
-from ecgfm.sources.listing import comments_of, found, header_text, listing, other_source
+from ecgfm.sources.listing import comments_of, found, header_text, listing, other_source, read_csv
 from ecgfm.sources.own_config import FILE, UNITS_PER_MV, ArrayConfig, FilesConfig, OwnConfig, load
 from ecgfm.sources.own_metadata import with_metadata
 
@@ -168,7 +168,7 @@ def pattern_to_regex(pattern: str) -> str:
 
 def _of_header(raw_dir: Path, path: str) -> tuple[dict[str, Any], set[str]]:
     """What a WFDB header says of the recording, and the names of the files beside it that belong to it."""
-    text = _header_text(raw_dir, path)
+    text = header_text(raw_dir, path)
     first, *lines = [line.split(None, 2) for line in text.splitlines() if line and line[0] != "#"] or [[""]]
     files = {words[0] for words in lines if words}
     if "/" in first[0]:  # a record of several segments, each with a header of its own
@@ -178,19 +178,10 @@ def _of_header(raw_dir: Path, path: str) -> tuple[dict[str, Any], set[str]]:
             if "/" not in segment:
                 files |= {
                     words[0]
-                    for words in map(str.split, _header_text(raw_dir, f"{folder}/{segment}").splitlines())
+                    for words in map(str.split, header_text(raw_dir, f"{folder}/{segment}").splitlines())
                     if words
                 }
     return comments_of(text), files - {path.rpartition("/")[2]}
-
-
-def _header_text(raw_dir: Path, path: str) -> str:
-    """A header's text; empty where it cannot be read, which reading the record says. No folder above it is a link."""
-    whole = f"{raw_dir}/{path}"
-    try:
-        return header_text(inside(raw_dir, path) if os.path.islink(whole) else whole)
-    except Rejected:
-        return ""
 
 
 def _of_file(raw_dir: Path, path: str) -> dict[str, Any]:
@@ -214,7 +205,7 @@ def _from_file(raw_dir: Path, path: str, record_id: str, reading: Mapping[str, A
         record = wfdb.read_wfdb(raw_dir, path, record_id)
         if not reading:
             return record
-        states_rate, units = _stated(_header_text(raw_dir, path))
+        states_rate, units = _stated(header_text(raw_dir, path))
         return _as_told(record, states_rate, ", ".join(units), reading)
     whole = inside(raw_dir, path)
     if not os.path.isfile(whole):
@@ -340,9 +331,7 @@ def _ids(raw_dir: Path, file: ArrayFile, path: str, array: ArrayConfig, n_record
     if array.ids_are_rows:
         stem = os.path.splitext(path)[0]
         return [f"{stem}/{row}" for row in range(n_records)]
-    from ecgfm.sources.own_metadata import read_columns
-
-    names = read_columns(raw_dir, array.ids_file, [array.ids_column])[array.ids_column]
+    names = read_csv(raw_dir, array.ids_file, [array.ids_column])[array.ids_column]
     if names.null_count():
         line = names.is_null().arg_true()[0] + 2
         raise InputError(f"{raw_dir / array.ids_file}: expected a name in every line, found none in line {line}")

@@ -10,9 +10,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ecgfm.config import STRICT, Positive, from_dict
-from ecgfm.ecg import LEADS, InputError
+from ecgfm.ecg import LEADS, InputError, Rejected
+from ecgfm.formats.raw_files import inside
 
 FILE = "ecgfm.yaml"
+_MAX_BYTES = 1 << 20
 
 Units = Literal["V", "mV", "uV"]
 UNITS_PER_MV: dict[str, float] = {"V": 1e-3, "mV": 1.0, "uV": 1e3}
@@ -156,8 +158,19 @@ def load(raw_dir: Path) -> OwnConfig:
     """
     path = raw_dir / FILE
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with open(inside(raw_dir, FILE), "rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except (OSError, Rejected) as error:
+        why = error.detail if isinstance(error, Rejected) else error.strerror
+        raise InputError(f"{path}: {why}") from error
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"{path}: expected at most {_MAX_BYTES:,} bytes, found more")
+    try:
+        text = content.decode()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise InputError(f"{path}: expected YAML without aliases (*name): write out what they stand for")
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected keys and values, found {type(values).__name__}")

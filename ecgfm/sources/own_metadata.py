@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
-from ecgfm.ecg import InputError, Rejected
-from ecgfm.formats.raw_files import inside
+from ecgfm.ecg import InputError
 from ecgfm.sources.listing import LISTING, MAX_AGE_YEARS, SEX, listing, read_csv
-from ecgfm.sources.own_config import FILE, MetadataConfig
+from ecgfm.sources.own_config import MetadataConfig
 
 _NOT_GIVEN = ("", "unknown", "nan", "na", "none", "null", "u", "?")
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False, "1.0": True, "0.0": False}
 _WFDB_SUFFIXES = (".hea", ".dat", ".mat")
 _ROW = "row of the listing"
-
-
-def read_columns(raw_dir: Path, file: str, columns: Iterable[str]) -> pl.DataFrame:
-    """Columns of a CSV file below the raw folder, as text; null where empty.
-
-    Raises:
-        InputError: no such file in the raw folder, not a table, or without such a column.
-    """
-    try:
-        path = Path(inside(raw_dir, file))
-    except Rejected as rejected:
-        raise InputError(f"{raw_dir / FILE}: {file}: {rejected.detail}") from rejected
-    return read_csv(path, dict.fromkeys(columns))
 
 
 def with_metadata(table: pl.DataFrame, raw_dir: Path, config: MetadataConfig, files: bool) -> pl.DataFrame:
@@ -44,7 +29,7 @@ def with_metadata(table: pl.DataFrame, raw_dir: Path, config: MetadataConfig, fi
     path = raw_dir / config.file
     singles = [getattr(config, key) for key in ("patient", "age", "sex", "codes", "report", "fold", "recorded_at")]
     named = [config.record, *filter(None, singles), *config.code_columns, *filter(None, [config.dataset])]
-    lines = read_columns(raw_dir, config.file, named)
+    lines = read_csv(raw_dir, config.file, named)
     if lines[config.record].null_count():
         line = lines[config.record].is_null().arg_true()[0] + 2
         raise InputError(f"{path}: {config.record}: expected the name of a recording, found none in line {line}")

@@ -56,7 +56,7 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
                 "dataset": set_folder.rpartition("/")[2],
                 "slice_id": slice_id,
                 "raw_path": raw_path,
-                **(_comments(f"{raw_dir}/{raw_path}") if has_header else {}),
+                **(_comments(raw_dir, raw_path) if has_header else {}),
             }
     if not rows:
         raise InputError(
@@ -100,12 +100,14 @@ def _records(raw_dir: Path, folder: str) -> Iterator[tuple[str, str, bool]]:
             elif suffix == ".mat":
                 signals.add(name)
             elif entry.is_dir():
+                if entry.is_symlink():
+                    raise InputError(f"{entry.path}: expected a folder, found a link to one; move its files here")
                 yield from _records(raw_dir, f"{folder}/{entry.name}")
     for name in sorted(headers | signals):
         yield folder, name, name in headers
 
 
-def _comments(header_path: str) -> dict[str, Any]:
+def _comments(raw_dir: Path, raw_path: str) -> dict[str, Any]:
     """Age, sex and codes from a header's comments; null what is absent, unknown or implausible."""
-    said = comments_of(header_text(header_path))  # of one that cannot be read nothing; reading it says why
+    said = comments_of(header_text(raw_dir, raw_path))  # of one that cannot be read nothing; reading it says why
     return {column: said[column] for column in ("age_years", "sex", "codes")}

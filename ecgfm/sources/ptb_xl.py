@@ -164,7 +164,7 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
         file_column = "filename_lr"
     else:
         raise InputError(f"{raw_dir}: expected a folder records500 or records100, found {found(raw_dir)}")
-    table = read_csv(path, (*_COLUMNS, file_column))
+    table = read_csv(raw_dir, path.name, (*_COLUMNS, file_column))
     if not table.height:
         raise InputError(f"{path}: expected one line per record, found none")
     rows = [_row(line, line[file_column], path) for line in table.iter_rows(named=True)]

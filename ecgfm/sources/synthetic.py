@@ -24,7 +24,7 @@ def list_records(raw_dir: Path) -> pl.DataFrame:
     Raises:
         InputError: `raw_dir` is not as `ecgfm.synthesize` writes it.
     """
-    patients = read_csv(raw_dir / "patients.csv", ("record", "patient"))
+    patients = read_csv(raw_dir, "patients.csv", ("record", "patient"))
     sets = [
         _of_set("challenge-2021", physionet2021.list_records(raw_dir / "challenge-2021"))
         .join(patients, left_on=_name("record_id"), right_on="record", how="left")
