@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {*WORDS, "stages", "fingerprints", "processes", "prepare"},
     "runs": {*WORDS, "stages", "pipeline"},
     "bench_prepare": {*RECORDS, "files", "pipeline", "processes", "stages", "synthesize", "synthetic_ecg"},
+    "bench_tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
     # ---- torch begins here
     "model": WORDS,
     "losses": {*WORDS, "model"},
