@@ -37,14 +37,14 @@ WFDB_RECORDS = 1000  # enough of the slow way to time it
 SEGMENT_SAMPLES = 2500
 
 _READER = ("wfdb_header.read_header", "wfdb._open")
-_RECORD = ("wfdb.read_wfdb", "signals.digital_statistics", "quality.assess", "sketches.sketch")
+_RECORD = ("wfdb.read_wfdb", "signals.digital_statistics", "quality.assess_together", "sketches.sketch")
 _SLICE = ("prepare.prepare_block", "shards.append", "prepare.write")
 STEPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("read the header", "wfdb_header.read_header", ()),
     ("read the signal file", "wfdb._open", ()),
     ("decode", "wfdb.read_wfdb", _READER),
     ("statistics", "signals.digital_statistics", ()),
-    ("quality", "quality.assess", ()),
+    ("quality", "quality.assess_together", ()),
     ("sketch", "sketches.sketch", ()),
     ("the rest of a record", "prepare.prepare_block", _RECORD),
     ("write the shard", "shards.append", ()),

@@ -24,7 +24,7 @@ from ecgfm.config import PROGRESS_BAR, ListConfig, PrepareConfig
 from ecgfm.contracts import empty_table, read_table, write_table
 from ecgfm.ecg import INVALID, MAX_SAMPLES, Digital, EcgRecord, InputError, Rejected
 from ecgfm.processes import ordered_map, worthwhile
-from ecgfm.quality import assess
+from ecgfm.quality import Quality, assess_together
 from ecgfm.shards import ShardWriter, digitise, lead_values, round_to_steps
 from ecgfm.signals import (
     LeadStatistics,
@@ -45,6 +45,8 @@ from ecgfm.sources import SOURCES, Source
 _NOTHING = np.empty(0)
 
 BLOCK_RECORDS = 32  # read and written together; no option: it decides how the shard's bytes lie
+
+TOGETHER = 4  # recordings of 10 s at 500 Hz, a megabyte: so much stays near the processor
 
 _MAX_NAME = 200  # characters, of the 255 bytes that a file's name may have
 
@@ -161,12 +163,25 @@ def prepare_block(
     """
     source = SOURCES[source_name]
     block: list[PreparedRecord | Rejected] = []
+    alike: list[_Standard] = []  # recordings of one rate and length, whose quality is assessed together
     for row in rows:
+        outcome: _Standard | Rejected
         try:
-            block.append(prepare_record(source.read_record(raw_dir, row), config))
+            outcome = _standard(source.read_record(raw_dir, row), config)
         except Rejected as rejected:
-            block.append(rejected)
-    return block
+            outcome = rejected
+        if alike and (
+            isinstance(outcome, Rejected)
+            or len(alike) == TOGETHER
+            or alike[0].rate_and_length != outcome.rate_and_length
+        ):
+            block += _prepared(alike, config)
+            alike.clear()
+        if isinstance(outcome, Rejected):
+            block.append(outcome)
+        else:
+            alike.append(outcome)
+    return [*block, *_prepared(alike, config)] if alike else block
 
 
 def prepare_record(record: EcgRecord, config: PrepareConfig) -> PreparedRecord:
@@ -176,11 +191,53 @@ def prepare_record(record: EcgRecord, config: PrepareConfig) -> PreparedRecord:
         Rejected: the record cannot be used.
         InputError: the filter does not go with the record's sampling rate.
     """
-    _check_bounds(record, config)
-    standard, raw = _standard(record, config)
-    recorded_mv = standard.to_mv(np.float32) if isinstance(standard, Digital) else standard.astype(np.float32)
-    quality = assess(recorded_mv, record.sampling_rate_hz, config.leads)
-    signal = _at_rate(_filtered(standard, record, config), record.sampling_rate_hz, config)
+    return _prepared([_standard(record, config)], config)[0]
+
+
+@dataclass(frozen=True)
+class _Standard:
+    """The chosen leads of a record, but for gaps that are bridged, as recorded.
+
+    signal: as of `EcgRecord`; raw: its statistics
+    """
+
+    record: EcgRecord
+    signal: Digital | np.ndarray
+    raw: LeadStatistics
+
+    @property
+    def rate_and_length(self) -> tuple[float, int]:
+        return self.record.sampling_rate_hz, self.record.n_samples
+
+
+def _prepared(alike: Sequence[_Standard], config: PrepareConfig) -> list[PreparedRecord]:
+    """Records of one rate and length, prepared.
+
+    Raises:
+        InputError: the filter does not go with the sampling rate.
+    """
+    recorded_mv = _recorded_mv([one.signal for one in alike])
+    qualities = assess_together(recorded_mv, alike[0].record.sampling_rate_hz, config.leads)
+    return [_finish(*parts, config) for parts in zip(alike, recorded_mv, qualities, strict=True)]
+
+
+def _recorded_mv(signals: Sequence[Digital | np.ndarray]) -> np.ndarray:
+    """(record, lead, time) float32, millivolt."""
+    stored = [signal for signal in signals if isinstance(signal, Digital)]
+    if len(stored) < len(signals):
+        return np.stack([s.to_mv(np.float32) if isinstance(s, Digital) else s.astype(np.float32) for s in signals])
+    together = Digital(
+        np.stack([one.digital for one in stored]),
+        np.stack([one.adc_gain_per_mv for one in stored]),
+        np.stack([one.baseline for one in stored]),
+    )
+    return together.to_mv(np.float32)
+
+
+def _finish(one: _Standard, recorded_mv: np.ndarray, quality: Quality, config: PrepareConfig) -> PreparedRecord:
+    """Filter, resample, cut. recorded_mv: (lead, time) float32, of `one`"""
+    record, raw = one.record, one.raw
+    signal = _at_rate(_filtered(one.signal, record, config), record.sampling_rate_hz, config)
     if isinstance(signal, Digital):  # as recorded: kept without loss
         digital, statistics, prepared_mv = signal, raw, recorded_mv
     else:
@@ -224,12 +281,13 @@ def _check_bounds(record: EcgRecord, config: PrepareConfig) -> None:
         raise Rejected("unreadable_signal", f"expected at most {LARGEST_MV:g} mV, found up to {largest_mv:g}")
 
 
-def _standard(record: EcgRecord, config: PrepareConfig) -> tuple[Digital | np.ndarray, LeadStatistics]:
-    """The chosen leads as recorded, but for gaps that are bridged, and their statistics.
+def _standard(record: EcgRecord, config: PrepareConfig) -> _Standard:
+    """A record's chosen leads.
 
     Raises:
         Rejected: nothing to use, or what the config turns away.
     """
+    _check_bounds(record, config)
     signal = to_standard_leads(record, config.leads).signal
     raw = _statistics(signal)
     present = present_leads(record, config.leads)
@@ -244,7 +302,7 @@ def _standard(record: EcgRecord, config: PrepareConfig) -> tuple[Digital | np.nd
     if config.constant_leads == "reject" and raw.constant.any():
         constant = ", ".join(_named(config.leads, raw.constant))
         raise Rejected("constant_lead", f"{constant}: does not vary, and prepare.constant_leads is reject")
-    return signal, raw
+    return _Standard(record, signal, raw)
 
 
 def _statistics(signal: Digital | np.ndarray) -> LeadStatistics:

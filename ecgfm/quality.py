@@ -71,11 +71,11 @@ class Quality:
     def columns(self) -> dict[str, Any]:
         """The columns of the table `quality` (data_contracts/quality.yaml), but for its key."""
         return {
-            "lead_flat_share": self.flat_share.tolist(),
-            "lead_clipped_share": self.clipped_share.tolist(),
-            "lead_powerline_uv": self.powerline_uv.tolist(),
-            "lead_noise_uv": self.noise_uv.tolist(),
-            "lead_baseline_wander_uv": self.baseline_wander_uv.tolist(),
+            "lead_flat_share": self.flat_share,
+            "lead_clipped_share": self.clipped_share,
+            "lead_powerline_uv": self.powerline_uv,
+            "lead_noise_uv": self.noise_uv,
+            "lead_baseline_wander_uv": self.baseline_wander_uv,
             "suspected_reversal": self.suspected_reversal,
         }
 
@@ -87,13 +87,32 @@ def assess(signal_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str])
 
     Ask it about a recording as recorded: resampling hides clipping, and filters hide the rest.
     """
-    signal_mv = np.ascontiguousarray(signal_mv, np.float32)
-    n_leads, n_samples = signal_mv.shape
+    return assess_together(signal_mv[None], sampling_rate_hz, leads)[0]
+
+
+def assess_together(signals_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str]) -> list[Quality]:
+    """`assess` for each of (record, lead, time). A few recordings together take half the time."""
+    n_records, n_leads, n_samples = signals_mv.shape
+    signal_mv = np.ascontiguousarray(signals_mv, np.float32).reshape(n_records * n_leads, n_samples)
     window_samples = round(WINDOW_S * sampling_rate_hz)
     n_windows = n_samples // window_samples if sampling_rate_hz >= _LOWEST_RATE_HZ else 0
-    measured = np.full((5, n_leads), np.nan, np.float32)
-    if n_windows < _MIN_WINDOWS:
-        return _quality(measured, None)
+    measured = np.full((5, n_records * n_leads), np.nan, np.float32)
+    steps_mv = np.empty((n_records, n_leads, 0), np.float32)
+    if n_windows >= _MIN_WINDOWS:
+        steps_mv = _measure(signal_mv, sampling_rate_hz, n_windows, measured).reshape(n_records, n_leads, -1)
+    measured[2:] = measured[2:].round(2)  # 10 nV; what is beyond differs from processor to processor
+    found = []
+    for of_record, steps in zip(measured.reshape(5, n_records, n_leads).swapaxes(0, 1), steps_mv, strict=True):
+        flat, clipped, powerline, noise, wander = of_record
+        reversal = _suspected_reversal(steps, leads) if steps.size else None
+        found.append(Quality(flat, clipped, powerline, noise, wander, reversal))
+    return found
+
+
+def _measure(signal_mv: np.ndarray, sampling_rate_hz: float, n_windows: int, measured: np.ndarray) -> np.ndarray:
+    """Fill `measured` (quality, lead) from (lead, time); returns the means of steps of 40 ms, (lead, step)."""
+    n_leads, n_samples = signal_mv.shape
+    window_samples = round(WINDOW_S * sampling_rate_hz)
     windows = signal_mv[:, : n_windows * window_samples].reshape(n_leads, n_windows, window_samples)
     projected = (windows.reshape(-1, window_samples) @ _basis(sampling_rate_hz)).reshape(n_leads, n_windows, -1)
     means_mv, steps_mv, waves_mv = projected[..., 0], projected[..., 1 : 1 + _STEPS], projected[..., 1 + _STEPS :]
@@ -116,12 +135,8 @@ def assess(signal_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str])
         measured[1, lead, None] = clipped / np.count_nonzero(~np.isnan(samples_mv))
         measured[2:4, lead, None] = _powerline_and_noise_uv(waves_mv[lead][valid][None], sampling_rate_hz)
         measured[4, lead, None] = _wander_uv(bridged_mv[None], window_samples / sampling_rate_hz)
-    return _quality(measured, _suspected_reversal(steps_mv.reshape(n_leads, -1), leads))
-
-
-def _quality(measured: np.ndarray, suspected_reversal: Reversal | None) -> Quality:
-    flat, clipped, powerline, noise, wander = measured
-    return Quality(flat, clipped, powerline, noise, wander, suspected_reversal)
+    steps: np.ndarray = steps_mv.reshape(n_leads, -1)
+    return steps
 
 
 @lru_cache(maxsize=32)
