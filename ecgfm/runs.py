@@ -52,7 +52,12 @@ def run_locally(
     """Run a pipeline in this process (training in processes of its own), without Prefect.
 
     Returns the directory that records the run.
+
+    Raises:
+        InputError: the pipeline's runner needs Prefect; or as a stage raises.
     """
+    if pipeline.runner.kind != "local":
+        raise InputError(f"runner {pipeline.runner.kind} needs Prefect: leave --no-prefect out, or --set runner=local")
     walker = Walker(store, lambda requests, group: make_all(pipeline, store, selection, requests, group), selection)
     with recorded_run(store.data_dir, name, pipeline, walker) as directory:
         walk(pipeline, raw, walker, hash_raw)

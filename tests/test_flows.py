@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 
 from ecgfm.ecg import InputError
-from ecgfm.pipeline import PREPARE
-from ecgfm.stages import Request
 from flows import server
 from flows.prepare import BATCH_RECORDS, MAX_TASKS, batches
 
@@ -180,8 +178,8 @@ def test_a_server_that_is_gone_is_not_used(tmp_path: Path) -> None:
 
 def test_slices_are_batched_in_order_so_that_a_level_of_the_graph_stays_readable() -> None:
     for sizes in ([1000] * 22, [800] * 1000, [5], [9000, 1, 1]):
-        requests = [Request(PREPARE, {}, subject=str(number), size=size) for number, size in enumerate(sizes)]
-        batched = list(batches(requests))
-        assert [request for batch in batched for request in batch] == requests
+        batched = list(batches(sizes))
+        assert [place for batch in batched for place in batch] == list(range(len(sizes)))
         assert len(batched) <= MAX_TASKS
-        assert all(sum(one.size for one in batch) >= BATCH_RECORDS for batch in batched[:-1])
+        assert all(sum(sizes[place] for place in batch) >= BATCH_RECORDS for batch in batched[:-1])
+        assert len(list(batches(sizes, most=1))) == 1

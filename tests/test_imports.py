@@ -165,6 +165,7 @@ def test_every_package_that_is_imported_is_a_dependency() -> None:
     distribution = {
         "yaml": "pyyaml",
         "sklearn": "scikit-learn",
+        "grpc": "grpcio",
         "prefect_dask": "prefect-dask",
         "prefect_ray": "prefect-ray",
     }
