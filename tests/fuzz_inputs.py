@@ -95,7 +95,7 @@ def _sources(folder: Path) -> dict[str, Kind]:
 def _wfdb(folder: Path) -> dict[str, Kind]:
     """Folders of one record in each storage format that is read here or by the wfdb package."""
     made = {}
-    stored = np.random.default_rng(1).bytes(1600)
+    stored = np.random.default_rng(1).bytes(2400)
     for storage in ("16", "212", "8", "80", "310", "24x2"):
         lines = ["R 2 360 200", *(f"R.dat {storage} 200(3)/mV 10 0 5 0 0 {lead}" for lead in LEADS_2)]
         place = folder / f"wfdb {storage}"

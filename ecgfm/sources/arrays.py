@@ -6,8 +6,11 @@ share an HDF5 handle, and so its position in the file, read each other's bytes.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +22,22 @@ import numpy as np
 
 from ecgfm.ecg import MAX_SAMPLES, Rejected
 
+_MAX_RECORDS = 5_000_000  # of one file
+_MAX_ID_BYTES = 1000
+_MAX_TEXT_BYTES = 1 << 28
 _MAX_CHUNK_BYTES = 1 << 28  # a compressed chunk is unpacked whole, whatever part of it is wanted
 _NUMBERS = "iuf"
+
+_READ_TEXT = """
+import json, resource, sys
+import h5py
+path, dataset, cpu_s, max_bytes = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+pages = int(open("/proc/self/statm").read().split()[0])
+limits = {"CORE": 0, "CPU": cpu_s, "AS": pages * resource.getpagesize() + 2 * max_bytes}
+for name, limit in limits.items():
+    resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+json.dump(h5py.File(path, "r", locking=False)[dataset].asstr()[:].tolist(), sys.stdout)
+"""
 
 
 @dataclass(frozen=True)
@@ -57,15 +74,34 @@ class ArrayFile:
         Raises:
             Rejected: `unreadable_signal`: no such dataset, or not ids.
         """
+        import h5py
+
         stored = self._dataset(dataset)
-        if stored.ndim != 1 or stored.dtype.kind not in "iuSO" or stored.size > MAX_SAMPLES:
+        text = h5py.check_string_dtype(stored.dtype)
+        if stored.ndim != 1 or not (text or stored.dtype.kind in "iu"):
             what = f"found {stored.dtype} of shape {stored.shape}"
             raise Rejected("unreadable_signal", f"{self._name}: {dataset}: expected whole numbers or text, {what}")
+        if stored.size > _MAX_RECORDS or (text and (text.length or 0) > _MAX_ID_BYTES):
+            raise Rejected("too_large", f"{self._name}: {dataset}: {stored.size:,} values of {stored.dtype}")
+        if text and text.length is None:
+            return self._text(dataset, stored.size)
         try:
-            values = stored[:] if stored.dtype.kind in "iu" else stored.asstr()[:]
+            return [str(value) for value in (stored.asstr() if text else stored)[:].tolist()]
         except (OSError, TypeError, ValueError) as error:
             raise Rejected("unreadable_signal", f"{self._name}: {dataset}: {error}") from error
-        return [str(value) for value in values.tolist()]
+
+    def _text(self, dataset: str, count: int) -> list[str]:
+        """Text of any length, read by a process of its own that may take so much time and memory, and no more: where
+        it stands in the file is told by the file itself, and on a damaged one HDF5's library (2.0.0) goes in circles.
+        """
+        limits = [str(2 + count // 100_000), str(_MAX_TEXT_BYTES)]  # a million names take 2 s
+        command = [sys.executable, "-c", _READ_TEXT, self.path, dataset, *limits]
+        reading = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        if reading.returncode:
+            said = reading.stderr.decode(errors="replace").splitlines()[-1:] or ["HDF5 does not come to an end with it"]
+            raise Rejected("unreadable_signal", f"{self._name}: {dataset}: {said[0]}")
+        names: list[str] = json.loads(reading.stdout)
+        return names
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, list[int]]]:
@@ -87,6 +123,8 @@ class ArrayFile:
             Rejected: `too_large`, `truncated` or `unreadable_signal`.
         """
         array = self.array(dataset)
+        if axis >= array.ndim:
+            raise Rejected("unreadable_signal", f"{self._name}: expected recordings, found the shape {array.shape}")
         if not 0 <= row < array.shape[axis]:
             raise Rejected("truncated", f"{self._name}: expected a recording {row}, found {array.shape[axis]}")
         if (size := math.prod(array.shape) // array.shape[axis]) > MAX_SAMPLES:
@@ -134,7 +172,9 @@ class ArrayFile:
 
         found: list[str] = []
         if not isinstance(self.handle, np.ndarray):
-            self.handle.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+            self.handle.visititems(
+                lambda name, item: found.append(str(name)) if isinstance(item, h5py.Dataset) else None
+            )
         return found or ["no dataset"]
 
 
