@@ -220,9 +220,10 @@ def choose_records(probabilities: np.ndarray, truth: np.ndarray, is_normal: np.n
 
 def read_cohort(inputs: Mapping[str, Any], splits: Mapping[str, Labelled]) -> Cohort:
     """Records in and out of every stage, from their tables."""
+    read = {"records": ("record_id", "source"), "rejects": ("source", "reason"), "segments": ("record_id",)}
     records, rejects, segments = (
-        read_tables([slice_dir / f"{name}.parquet" for slice_dir in inputs["slices"]], name)
-        for name in ("records", "rejects", "segments")
+        read_tables([slice_dir / f"{name}.parquet" for slice_dir in inputs["slices"]], name, columns)
+        for name, columns in read.items()
     )
     assigned = read_table(inputs["splits"] / "splits.parquet", "splits")
     assert assigned.height == records.height

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 
-PREPARATION = [f"--only={stage}" for stage in ("synthesize", "list", "prepare", "audit", "splits", "labels", "manifests")]
+PREPARATION = [
+    f"--only={stage}" for stage in ("synthesize", "list", "prepare", "audit", "splits", "labels", "manifests")
+]
 SMALL = ["--set", "synthetic.n_patients=40", "--set", "manifests.rare_labels=drop"]
 
 
@@ -74,6 +76,23 @@ def test_a_run_is_recorded_with_its_config_its_log_and_relative_links(prepared: 
     assert "splits: made in" in (run / "log.txt").read_text()
     assert (run / "splits" / "splits.parquet").is_file()
     assert not os.readlink(run / "splits").startswith("/")
+
+
+def test_an_audit_shows_the_duplicates_and_the_cohort(prepared: Path) -> None:
+    code, text = ecgfm("audit", "demo", "--data-dir", prepared, *SMALL)
+    assert code == 0, text
+    assert "# The same ECG under several names" in text
+    assert "are in 0 groups of the same ECG" in text, "several recordings of a patient are several"
+    (row,) = (line for line in text.splitlines() if line.startswith("| synthetic |"))
+    listed, rejected, kept, _, excluded, *splits = (
+        int(cell.replace(",", "")) for cell in row.strip("| ").split(" | ")[1:]
+    )
+    assert listed == rejected + kept
+    assert kept == excluded + sum(splits)
+    assert "- rejected, truncated: 1 record" in text
+    files = [Path(line) for line in text.splitlines() if line.startswith("/")]
+    assert [file.name for file in files] == ["duplicates.parquet", "summary.md", "splits.parquet", "cohort.svg"]
+    assert all(file.is_file() for file in files)
 
 
 def test_a_plan_says_why(prepared: Path) -> None:

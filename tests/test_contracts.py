@@ -277,3 +277,44 @@ def test_what_is_no_table_is_one_line(tmp_path: Path, content: bytes | None, mes
     with pytest.raises(InputError, match=f"t.parquet: {message}") as refused:
         read_table(path, "records")
     assert "\n" not in str(refused.value)
+
+
+# ---- some columns of a table
+
+
+def write_two(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, names in zip(paths, (("1", "2"), ("3",)), strict=True):
+        write_table(records(*names), "records", path)
+    return paths
+
+
+def test_some_columns_are_read_as_they_stand_in_the_whole(tmp_path: Path) -> None:
+    paths = write_two(tmp_path)
+    some = read_tables(paths, "records", ("sex", "record_id", "n_segments"))
+    assert_frame_equal(some, read_tables(paths, "records").select("sex", "record_id", "n_segments"))
+    assert read_tables(paths, "records", ("source",)).shape == (3, 1), "without the key it is not asked to be unique"
+    assert read_tables([], "records", ("source", "codes")).columns == ["source", "codes"]
+
+
+def test_what_is_read_is_checked_and_what_is_not_read_is_not(tmp_path: Path) -> None:
+    (path, _) = write_two(tmp_path)
+    pl.read_parquet(path).with_columns(sex=pl.lit("f"), age_years=pl.lit(200.0)).write_parquet(path)
+    assert read_tables([path], "records", ("record_id", "source")).height == 2
+    with pytest.raises(InputError, match=r"column sex: expected allowed .* found 'f'"):
+        read_tables([path], "records", ("record_id", "sex"))
+    with pytest.raises(InputError, match=r"column age_years: expected .* found 200"):
+        read_tables([path], "records", ("age_years", "record_id"))
+
+
+def test_a_key_twice_is_found_among_some_columns(tmp_path: Path) -> None:
+    paths = write_two(tmp_path)
+    with pytest.raises(InputError, match=r"the key record_id must be unique \(4 rows, first: toy/1, toy/2, toy/1\)"):
+        read_tables([paths[0], paths[0]], "records", ("record_id",))
+
+
+def test_a_column_that_a_table_lacks_is_named_with_its_file(tmp_path: Path) -> None:
+    paths = write_two(tmp_path)
+    pl.read_parquet(paths[1]).drop("codes").write_parquet(paths[1])
+    with pytest.raises(InputError, match=r"b\.parquet: table records: expected .*missing: codes; unknown: none"):
+        read_tables(paths, "records", ("record_id", "codes"))

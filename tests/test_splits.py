@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ from conftest import record_row
 from polars.testing import assert_frame_equal
 
 from ecgfm.config import SplitsConfig
-from ecgfm.contracts import check, empty_table, read_table, table_of, write_table
+from ecgfm.contracts import check, read_table, table_of, write_table
 from ecgfm.ecg import InputError
 from ecgfm.splits import SPLITS, make_splits
 from ecgfm.splits import assign as assign_with
@@ -66,17 +67,28 @@ def shares(splits: pl.DataFrame) -> dict[str, float]:
     return {split: (splits["split"] == split).mean() for split in SPLITS}
 
 
-def make(tmp_path: Path, tables: Sequence[pl.DataFrame], config: SplitsConfig) -> tuple[dict[str, int], pl.DataFrame]:
-    """The stage itself, on prepared slices."""
+def make(
+    tmp_path: Path, slices: Sequence[pl.DataFrame], config: SplitsConfig, *groups: Sequence[int], n_rejects: int = 0
+) -> tuple[dict[str, int], pl.DataFrame]:
+    """The stage itself, on prepared slices, each of which turned `n_rejects` records away."""
     directories = []
-    for number, table in enumerate(tables):
+    for number, table in enumerate(slices):
         directories.append(tmp_path / f"slice_{number}")
         directories[-1].mkdir()
         write_table(table, "records", directories[-1] / "records.parquet")
-        write_table(empty_table("rejects"), "rejects", directories[-1] / "rejects.parquet")
+        rejects = [
+            {
+                **dict.fromkeys(("slice_id", "raw_path", "detail"), "a"),
+                "record_id": f"toy/reject-{number}-{one}",
+                "source": "toy",
+                "reason": "truncated",
+            }
+            for one in range(n_rejects)
+        ]
+        write_table(table_of("rejects", rejects), "rejects", directories[-1] / "rejects.parquet")
     for name in ("audit", "out"):
         (tmp_path / name).mkdir()
-    write_table(empty_table("duplicates"), "duplicates", tmp_path / "audit" / "duplicates.parquet")
+    write_table(copies(pl.concat(slices), *groups), "duplicates", tmp_path / "audit" / "duplicates.parquet")
     counts = make_splits({"slices": directories, "audit": tmp_path / "audit"}, config, tmp_path / "out")
     return counts, read_table(tmp_path / "out" / "splits.parquet", "splits")
 
@@ -215,6 +227,28 @@ def test_the_stage_counts_what_it_wrote(tmp_path: Path) -> None:
     assert splits.height == 350
     assert counts == {split: (splits["split"] == split).sum() for split in SPLITS} | {"excluded: too_short": 25}
     assert_frame_equal(splits, assign(pl.concat(tables), SplitsConfig()))
+
+
+def test_the_stage_draws_the_cohort_it_split(tmp_path: Path) -> None:
+    """Every listed record is in one of its boxes."""
+    tables = [cohort(300), table_of("records", [record(n, n, "other", n_segments=n % 2) for n in range(300, 350)])]
+    config = SplitsConfig(duplicates="drop_copies")
+    counts, splits = make(tmp_path, tables, config, (3, 301, 303), (7, 8), n_rejects=4)
+    drawn = json.loads((tmp_path / "out" / "cohort.json").read_text())
+    total = drawn["total"]
+    assert total["listed"] == 358
+    assert total["rejected"] == {"truncated": 8}
+    assert total["prepared"] == {
+        "records": 350,
+        "patients": splits["patient_id"].n_unique(),
+        "unknown_patients": 0,
+    }
+    assert splits["patient_id"].n_unique() == 347, "three of them are the same as others"
+    assert total["with_copies"] == 5
+    assert total["excluded"] == {"too_short": 25, "duplicate": 3}
+    assert {split: people["records"] for split, people in total["splits"].items()} == {s: counts[s] for s in SPLITS}
+    assert drawn["sources"]["toy"]["listed"] + drawn["sources"]["other"]["listed"] == 358
+    assert "Excluded: 28 records" in (tmp_path / "out" / "cohort.svg").read_text()
 
 
 def test_a_split_without_a_record_is_one_clear_line(tmp_path: Path) -> None:
