@@ -348,6 +348,19 @@ def bench_prepare(
         typer.echo(measure(records, raw, folder.absolute(), workers, repeats))
 
 
+@bench.command("tables")
+def bench_tables(
+    records: Annotated[int, typer.Option("--records", min=5000, help="How many simulated records.")] = 1_000_000,
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write; nothing stays there.")] = Path("."),
+    debug: Debug = False,
+) -> None:
+    """Seconds and memory of audit, splits, labels and manifests on simulated tables, a process each."""
+    with one_line_errors(debug):
+        from ecgfm.bench_tables import main as measure
+
+        typer.echo(measure(records, folder.absolute()))
+
+
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """From raw ECG recordings to a pretrained, finetuned and evaluated foundation model."""
