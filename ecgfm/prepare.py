@@ -45,6 +45,7 @@ from ecgfm.sources import SOURCES, Source
 _NOTHING = np.empty(0)
 
 BLOCK_RECORDS = 32  # read and written together; no option: it decides how the shard's bytes lie
+LONG_S, BLOCK_BYTES = 60.0, 1 << 25  # of longer recordings fewer: 30 min at 500 Hz and 12 leads are 22 MB
 
 TOGETHER = 4  # recordings of 10 s at 500 Hz, a megabyte: so much stays near the processor
 
@@ -142,21 +143,25 @@ def prepare_slice(inputs: Mapping[str, Path], config: PrepareConfig, out: Path) 
         shard,
         tqdm(desc=f"prepare {slice_id}", total=rows.height, unit=" records", **PROGRESS_BAR) as progress,
     ):
-        for block in ordered_map(prepare, blocks, worthwhile(rows.height, config.workers)):
-            prepared = [one for one in block if isinstance(one, PreparedRecord)]
-            if prepared:
-                counts = [len(one.segments) for one in prepared]
-                per_lead = np.repeat(np.stack([one.per_lead for one in prepared]), counts, axis=0)
-                shard.append(np.concatenate([one.segments for one in prepared]), per_lead)
-            tables.add(block)
-            progress.update(len(block))
+        for done in ordered_map(prepare, blocks, worthwhile(rows.height, config.workers)):
+            block, rest = done
+            while block:
+                prepared = [one for one in block if isinstance(one, PreparedRecord)]
+                if prepared:
+                    counts = [len(one.segments) for one in prepared]
+                    per_lead = np.repeat(np.stack([one.per_lead for one in prepared]), counts, axis=0)
+                    shard.append(np.concatenate([one.segments for one in prepared]), per_lead)
+                tables.add(block)
+                progress.update(len(block))
+                block, rest = prepare(rest)
     return tables.write(rows, config.segment_seconds, out)
 
 
 def prepare_block(
     source_name: str, raw_dir: Path, config: PrepareConfig, rows: Sequence[Mapping[str, Any]]
-) -> list[PreparedRecord | Rejected]:
-    """What becomes of some rows of a listing, in their order.
+) -> tuple[list[PreparedRecord | Rejected], Sequence[Mapping[str, Any]]]:
+    """What becomes of some rows of a listing, in their order, and the rows that are left for another time: of long
+    recordings no more than `BLOCK_BYTES` and one are held.
 
     Raises:
         InputError: see `prepare_slice`.
@@ -164,7 +169,7 @@ def prepare_block(
     source = SOURCES[source_name]
     block: list[PreparedRecord | Rejected] = []
     alike: list[_Standard] = []  # recordings of one rate and length, whose quality is assessed together
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         outcome: _Standard | Rejected
         try:
             outcome = _standard(source.read_record(raw_dir, row), config)
@@ -181,7 +186,12 @@ def prepare_block(
             block.append(outcome)
         else:
             alike.append(outcome)
-    return [*block, *_prepared(alike, config)] if alike else block
+            if outcome.is_long:
+                block += _prepared(alike, config)
+                alike.clear()
+                if sum(one.segments.nbytes for one in block if isinstance(one, PreparedRecord)) > BLOCK_BYTES:
+                    return block, rows[number:]
+    return [*block, *_prepared(alike, config)] if alike else block, ()
 
 
 def prepare_record(record: EcgRecord, config: PrepareConfig) -> PreparedRecord:
@@ -208,6 +218,10 @@ class _Standard:
     @property
     def rate_and_length(self) -> tuple[float, int]:
         return self.record.sampling_rate_hz, self.record.n_samples
+
+    @property
+    def is_long(self) -> bool:
+        return self.record.n_samples > LONG_S * min(self.record.sampling_rate_hz, 1000.0)
 
 
 def _prepared(alike: Sequence[_Standard], config: PrepareConfig) -> list[PreparedRecord]:
