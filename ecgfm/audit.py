@@ -139,13 +139,16 @@ def summary(
     members: what is shown of the records in groups; without: records without a sketch
     """
     groups = duplicates["group_id"].n_unique()
-    lines = [
-        "# The same ECG under several names",
-        "",
+    rule = (
+        f"a similarity of at least {config.min_similarity:g} and a level spread of at most {config.max_level_spread:g}"
+    )
+    result = (
         f"Of {_count(records.height, 'record')}, {duplicates.height:,} are in {_count(groups, 'group')} of the same "
-        f"ECG: {duplicates.height - groups:,} more than there are ECGs. The same means a similarity of at least "
-        f"{config.min_similarity:g} and a level spread of at most {config.max_level_spread:g}.",
-    ]
+        f"ECG: {duplicates.height - groups:,} more than there are ECGs."
+        if groups
+        else f"No two of {_count(records.height, 'record')} are the same ECG."
+    )
+    lines = ["# The same ECG under several names", "", f"{result} The same means {rule}."]
     if without:
         lines += ["", f"Not compared: {_count(without, 'record')} in which neither lead I nor lead II varies over 2 s."]
     if not groups:

@@ -196,7 +196,7 @@ def test_of_records_without_copies_the_stage_says_so(tmp_path: Path) -> None:
         write_slices(tmp_path, [("a/1", None, an(0)), ("a/2", None, an(50))]), AuditConfig(), tmp_path / "out"
     )
     assert (counts["records"], counts["copies"]) == (2, 0)
-    assert "0 are in 0 groups" in (tmp_path / "out" / "summary.md").read_text()
+    assert "No two of 2 records are the same ECG." in (tmp_path / "out" / "summary.md").read_text()
     assert read_table(tmp_path / "out" / "duplicates.parquet", "duplicates").is_empty()
 
 
