@@ -148,7 +148,7 @@ def engine(config: RunnerConfig) -> Iterator[Engine]:
     if config.address:
         _knock(config)
     with _dask(config) if config.kind == "dask" else _ray(config) as found:
-        logger.info("%s: %d workers", found.name, found.wait_for_workers())
+        logger.info("%s: workers: %d", found.name, found.wait_for_workers())
         yield found
 
 
@@ -221,12 +221,11 @@ def _sight(request: Request) -> dict[str, str]:
 def _log_in_run() -> Iterator[None]:
     """What the library logs goes to the run's log, also from a worker that was started without our settings."""
     library = logging.getLogger("ecgfm")
-    if any(isinstance(handler, APILogHandler) for handler in library.handlers):
-        yield
-        return
+    there = any(isinstance(handler, APILogHandler) for handler in library.handlers)
     handler, level = APILogHandler(), library.level
-    library.addHandler(handler)
     library.setLevel(logging.INFO)
+    if not there:
+        library.addHandler(handler)
     try:
         yield
     finally:
@@ -300,9 +299,7 @@ def _dask(config: RunnerConfig) -> Iterator[Engine]:
 @contextmanager
 def _ray(config: RunnerConfig) -> Iterator[Engine]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry
-    if not config.address and "RAY_AUTH_MODE" not in os.environ:
-        # an engine of our own takes orders from us alone; without this Ray writes a token into the home directory
-        os.environ["RAY_AUTH_MODE"] = "token"
+    if not config.address:  # an engine of our own takes orders from us alone; Ray would write a token into the home
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
