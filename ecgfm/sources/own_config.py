@@ -14,7 +14,7 @@ from ecgfm.ecg import LEADS, InputError, Rejected
 from ecgfm.formats.raw_files import inside
 
 FILE = "ecgfm.yaml"
-_MAX_BYTES = 1 << 20
+_MAX_BYTES, _MAX_DEPTH = 1 << 16, 20  # far more than a config has; deep nesting takes its parser minutes
 
 Units = Literal["V", "mV", "uV"]
 UNITS_PER_MV: dict[str, float] = {"V": 1e-3, "mV": 1.0, "uV": 1e3}
@@ -167,11 +167,19 @@ def load(raw_dir: Path) -> OwnConfig:
         raise InputError(f"{path}: expected at most {_MAX_BYTES:,} bytes, found more")
     try:
         text = content.decode()
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise InputError(f"{path}: expected YAML without aliases (*name): write out what they stand for")
+        _check_plain(text, path)
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected keys and values, found {type(values).__name__}")
     return from_dict(OwnConfig, values, str(path))
+
+
+def _check_plain(text: str, path: Path) -> None:
+    """Raises: InputError: a document whose few lines stand for more than memory holds, or for a depth of thousands."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
+            raise InputError(f"{path}: expected YAML without aliases (*name) and at most {_MAX_DEPTH} levels deep")
