@@ -87,7 +87,7 @@ class AuditConfig:
     max_level_spread: by what factor their leads may differ in size beyond a common gain
     """
 
-    min_similarity: Annotated[float, Field(ge=0.9, le=1)] = 0.95  # below 0.9 the search would miss most pairs
+    min_similarity: Annotated[float, Field(ge=0.9, le=1)] = 0.97  # below 0.9 the search would miss most pairs
     max_level_spread: Annotated[float, Field(ge=1)] = 1.25
 
 

@@ -16,7 +16,7 @@ from ecgfm.sketches import LEVELS, SKETCH_LENGTH, near_pairs, similarity, sketch
 from ecgfm.synthetic_ecg import recordings
 
 RATE_HZ = 500.0
-SAME, SPREAD = 0.95, 1.25
+SAME, SPREAD = 0.97, 1.25
 
 
 @cache
@@ -79,14 +79,14 @@ def test_a_gain_moves_the_levels_and_nothing_else(gain: float) -> None:
 
 @pytest.mark.parametrize("rate_hz", [100, 250, 400, 1000])
 def test_another_rate_is_near(rate_hz: float) -> None:
-    """All but the noisiest in 60. At 100 Hz with first and last samples aligned, 10 s are stretched by 8 ms."""
+    """All but the noisiest in 40. At 100 Hz with first and last samples aligned, 10 s are stretched by 8 ms."""
     nearest = []
     for _, ecg in ecgs():
         there = resample_poly(ecg, int(rate_hz), int(RATE_HZ), axis=1)
         nearest.append(nearness(of(ecg), of(resample_linear(there, rate_hz, RATE_HZ))))
     cosine, spread = np.array(nearest).T
     assert np.median(cosine) > 0.99
-    assert np.mean((cosine > SAME) & (spread < SPREAD)) > 0.98
+    assert np.mean((cosine > SAME) & (spread < SPREAD)) > 0.97
 
 
 def test_coarse_steps_and_an_offset_are_near() -> None:
@@ -107,7 +107,7 @@ def test_what_comes_after_five_seconds_does_not_count() -> None:
 def test_wander_of_the_baseline_hardly_counts() -> None:
     for _, ecg in ecgs()[:40]:
         wander_mv = 0.1 * np.sin(2 * np.pi * 0.2 * np.arange(ecg.shape[1]) / RATE_HZ)
-        assert nearness(of(ecg), of(ecg + wander_mv))[0] > SAME
+        assert nearness(of(ecg), of(ecg + wander_mv))[0] > 0.95
 
 
 def test_float32_and_float64_give_the_same_but_for_rounding() -> None:
