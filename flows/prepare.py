@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +16,8 @@ from ecgfm.stages import Output, Request
 from flows.engine import Work
 from flows.runners import Engine, engine
 
-BATCH_RECORDS = 3000  # seconds of work: a task costs Prefect about 0.1 s
+BATCH_RECORDS = 3000  # of an engine's worker: seconds of work, where a task costs Prefect about 0.1 s
+LOCAL_BATCH_RECORDS = 10_000  # and per process here: each batch starts its processes, which takes them a second or two
 MAX_TASKS = 48  # more nodes than that on one level of the run graph are a smear
 
 
@@ -39,7 +41,8 @@ def prepare_source(work: Work, group: str, requests: Sequence[Request]) -> list[
             if lent:
                 outputs.update(_make_elsewhere(work, lent, source, requests, missing))
             here = [place for place in range(len(requests)) if place not in outputs]
-            for name, batch in _named(source, requests, here, most=1 if lent else MAX_TASKS):
+            enough = LOCAL_BATCH_RECORDS * (work.pipeline.prepare.workers or os.cpu_count() or 1)
+            for name, batch in _named(source, requests, here, enough, most=1 if lent else MAX_TASKS):
                 outputs.update(zip(batch, work.run_task(name, [requests[place] for place in batch]), strict=True))
             ordered = [outputs[place] for place in range(len(requests))]
             work.publish_counts(group, total_counts(ordered))
@@ -63,7 +66,7 @@ def _make_elsewhere(
     work: Work, lent: Engine, source: str, requests: Sequence[Request], places: Sequence[int]
 ) -> dict[int, Output]:
     """Have an engine make the requests at `places`: place -> output."""
-    named = dict(_named(source, requests, places, MAX_TASKS))
+    named = dict(_named(source, requests, places, BATCH_RECORDS, MAX_TASKS))
     batches = {name: [requests[place] for place in batch] for name, batch in named.items()}
     outputs: dict[int, Output] = {}
     records = sum(requests[place].size for place in places)
@@ -85,10 +88,10 @@ class _Unsent:
 
 
 def _named(
-    source: str, requests: Sequence[Request], places: Sequence[int], most: int
+    source: str, requests: Sequence[Request], places: Sequence[int], enough: int, most: int
 ) -> Iterator[tuple[str, list[int]]]:
-    """At most `most` batches of the requests at `places`, each with its name: the slices in it, counted from 1."""
-    for batch in batches([requests[place].size for place in places], most):
+    """The requests at `places` in `batches`, each with its name: the slices in it, counted from 1."""
+    for batch in batches([requests[place].size for place in places], enough, most):
         held = [places[index] for index in batch]
         first, last = held[0] + 1, held[-1] + 1
         which = f"slice {first}" if first == last else f"slices {first}-{last}"
@@ -97,9 +100,9 @@ def _named(
         yield f"{source}: {some}{which} of {len(requests)} ({records:,} records)", held
 
 
-def batches(sizes: Sequence[int], most: int = MAX_TASKS) -> Iterator[range]:
-    """Consecutive slices of about `BATCH_RECORDS` records together, at most `most` batches; `sizes` in records."""
-    enough = max(BATCH_RECORDS, -(-sum(sizes) // most))
+def batches(sizes: Sequence[int], enough: int, most: int) -> Iterator[range]:
+    """Consecutive slices of `enough` records together, more where `most` batches would not do; sizes in records."""
+    enough = max(enough, -(-sum(sizes) // most))
     first = held = 0
     for place, size in enumerate(sizes):
         held += size

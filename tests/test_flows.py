@@ -178,8 +178,8 @@ def test_a_server_that_is_gone_is_not_used(tmp_path: Path) -> None:
 
 def test_slices_are_batched_in_order_so_that_a_level_of_the_graph_stays_readable() -> None:
     for sizes in ([1000] * 22, [800] * 1000, [5], [9000, 1, 1]):
-        batched = list(batches(sizes))
+        batched = list(batches(sizes, BATCH_RECORDS, MAX_TASKS))
         assert [place for batch in batched for place in batch] == list(range(len(sizes)))
         assert len(batched) <= MAX_TASKS
         assert all(sum(sizes[place] for place in batch) >= BATCH_RECORDS for batch in batched[:-1])
-        assert len(list(batches(sizes, most=1))) == 1
+        assert len(list(batches(sizes, BATCH_RECORDS, 1))) == 1
