@@ -10,8 +10,8 @@ Challenge 2021; 12 leads and 6, 4, 3, 2): the least similar of these has similar
 most similar of the 77,743 others 0.72. Of millions of pairs of different ECGs, each taken from all beginnings as if
 their beats had met by chance, two in a million had similarity over 0.85, none over 0.9, and none over 0.7 together with
 a spread under 1.25. Of a million simulated records, more alike than real ones are, 24 of 49,652 found copies were
-none at 0.97, 286 of 49,980 at 0.95. Two records with no more than two leads in common have little but their similarity to
-be told apart by.
+none at 0.97, 286 of 49,980 at 0.95. Two records with no more than two leads in common have little but their
+similarity to be told apart by.
 """
 
 from __future__ import annotations
