@@ -174,11 +174,11 @@ def _real(data: Path) -> dict[str, Kind]:
         named |= {f"{name}.hea" for name in named} | {header.name}
         named |= {word for name in named for word in _words_of(header.parent / name)}
         beside = [path for path in header.parent.iterdir() if path.name in named and path.is_file()]
-        if sum(path.stat().st_size for path in beside) < 600_000:
+        if len(beside) > 1 and sum(path.stat().st_size for path in beside) < 600_000:
             wfdb.append({"ecgfm.yaml": OWN_WFDB.encode(), **{path.name: path.read_bytes() for path in beside}})
     return {
         "real vendor": Kind("own", vendor[0], choose=tuple(vendor)),
-        "real wfdb": Kind("own", wfdb[0], choose=tuple(wfdb)),
+        "real wfdb": Kind("own", wfdb[-1], choose=tuple(wfdb)),
         "real code15": Kind("code15", _read(data / "code-15"), arrays=("exam_id", "tracings")),
         "real mimic": Kind("mimic_iv_ecg", _read(data / "mimic-iv-ecg")),
     }
@@ -287,6 +287,7 @@ ENTITIES = (
     '<!ENTITY a11 SYSTEM "http://127.0.0.1:9/x">',
     f'<!ENTITY % p SYSTEM "{OUTSIDE}/secret.csv"> %p;',
 )
+DEEP = "[" * 20_000
 ALIASES = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
 )
@@ -429,8 +430,9 @@ def _entity(files: Files, name: str, dice: random.Random) -> str:
     """References that stand for gigabytes or for other files: XML entities, YAML aliases."""
     content = _content(files, name)
     if name.endswith(".yaml"):
-        files[name] = ALIASES.encode() + content.replace(b"fuzz", b"*a9").replace(b"toy", b"*a9")
-        return "aliases"
+        bomb = dice.choice((ALIASES, DEEP))
+        files[name] = bomb.encode() + content.replace(b"fuzz", b"*a9").replace(b"toy", b"*a9")
+        return bomb[:20]
     text = content.decode("latin-1")
     root = re.search(r"<([A-Za-z][\w:.-]*)[\s>]", text)
     if root is None:
@@ -475,6 +477,8 @@ def _folder_odd(files: Files, name: str, dice: random.Random) -> str:
         del files[path]
     target = dice.choice((".", "/dev", "/proc/self", "../" * folder.count("/") + OUTSIDE))
     files[folder] = Odd("link", target)
+    if dice.random() < 0.3:
+        files[f"{folder}2"] = Odd("link", target)  # two circles have 2 ** depth ways
     return f"{folder} -> {target}"
 
 

@@ -424,7 +424,7 @@ def main() -> int:
         outcomes.append(outcome)
         if outcome.fault or options.only is not None:
             shown[outcome.fault[:60]] += 1
-            if shown[outcome.fault[:60]] <= 3:
+            if shown[outcome.fault[:60]] <= 3 or options.only is not None:
                 print(json.dumps(asdict(outcome)), flush=True)
     print(table(outcomes))
     return any(outcome.fault for outcome in outcomes)

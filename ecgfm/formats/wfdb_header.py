@@ -18,12 +18,13 @@ DEFAULT_SAMPLING_RATE_HZ = 250.0
 DEFAULT_ADC_GAIN = 200.0
 
 _PIECE_BYTES = 1 << 14
+_MAX_LINE = 500  # characters; the patterns below take time that grows with the square of a line's length
 _MAX_HEADER_BYTES = 1 << 20  # the longest published header has some hundred segments: 20 KB
 
 # Whole numbers of at most 15 digits: more is damage, and Python refuses to convert thousands of them.
 _COUNT = r"\d{1,15}"
 _INTEGER = r"[-+]?\d{1,15}"
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"  # one way to read any digits: two are quadratic
 _RECORD_LINE = re.compile(
     rf"(?P<name>[^\s/]+)(?:/(?P<segments>{_COUNT}))?"
     rf"\s+(?P<signals>{_COUNT})"
@@ -117,6 +118,8 @@ def parse_header(text: str) -> Header:
             comments.append(line[1:].strip())
         elif line:
             lines.append(line)
+    if (longest := max(map(len, lines), default=0)) > _MAX_LINE:
+        raise Rejected("unreadable_header", f"expected lines of at most {_MAX_LINE} characters, found {longest:,}")
     if not lines:
         raise Rejected("unreadable_header", "expected a record line, found nothing but comments and blanks")
     record = _RECORD_LINE.fullmatch(lines[0])
@@ -195,7 +198,7 @@ def decode(content: bytes) -> str:
 def is_header(head: bytes) -> bool:
     """Whether a file that begins with these bytes is a WFDB header."""
     first = next((line.strip() for line in decode(head).splitlines() if line.strip() and line[0] != "#"), "")
-    return b"\0" not in head and _RECORD_LINE.fullmatch(first) is not None
+    return b"\0" not in head and len(first) <= _MAX_LINE and _RECORD_LINE.fullmatch(first) is not None
 
 
 def _signal(line: str) -> Signal:

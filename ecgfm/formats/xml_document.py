@@ -58,9 +58,9 @@ _YEARS_PER_UNIT = {
 _CHUNK_BYTES = 2**16
 
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
-# The repetition is possessive: it keeps no state per number, and a mistake ends it at once.
-_NUMBERS = re.compile(rf"\s*{_NUMBER}(?:(?:\s*[,;]\s*|\s+){_NUMBER})*+\s*[,;]?\s*", re.ASCII)
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?"  # one way to read any digits: two are quadratic
+# The repetitions are possessive: they keep no state per number or blank, and a mistake ends them at once.
+_NUMBERS = re.compile(rf"\s*+{_NUMBER}(?:(?:\s*+[,;]\s*+|\s++){_NUMBER})*+\s*+(?:[,;]\s*+)?", re.ASCII)
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
 _PROLOG = re.compile(r"\s+|<\?[^>]*>|<!DOCTYPE[^>\[]*(?:\[[^\]]*\]\s*)?>")
 _ROOT = re.compile(r"<(?:[\w.-]+:)?([\w.-]+)[\s/>]")

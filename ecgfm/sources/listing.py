@@ -38,7 +38,7 @@ LISTING = pl.Schema(
 SEX = {"m": "male", "male": "male", "f": "female", "female": "female"}
 MAX_AGE_YEARS = 130.0
 
-_COMMENT = re.compile(r"^\s*#\s*(age|sex|dx|labels|patient id)\s*:(.*)$", re.IGNORECASE | re.MULTILINE)
+_COMMENT = re.compile(r"^[ \t]*#[ \t]*(age|sex|dx|labels|patient id)[ \t]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 _BRACKETED = re.compile(r"<(age|sex)>\s*:\s*([^\s<]+)", re.IGNORECASE)  # LUDB, and records of other PhysioNet sets
 _NOT_GIVEN = {"", "unknown", "nan"}
 _LAYOUTS = (

@@ -218,5 +218,5 @@ def _row(line: Mapping[str, str | None], file: str | None, path: Path) -> dict[s
             "fold": None if line["strat_fold"] is None else int(line["strat_fold"]),
             "recorded_at": None if line["recording_date"] is None else datetime.fromisoformat(line["recording_date"]),
         }
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise InputError(f"{path}: ecg_id {line['ecg_id']}: expected a line as published, found: {error}") from error
