@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import time
 from collections import Counter
@@ -25,11 +26,11 @@ from ecgfm.formats.xml_document import decimal_numbers, number_or_none
 from ecgfm.prepare import list_source, prepare_record
 from ecgfm.sources import SOURCES, own
 from ecgfm.sources.arrays import open_array
-from ecgfm.sources.listing import comments_of
+from ecgfm.sources.listing import comments_of, read_csv
 
 REAL = ("real vendor", "real wfdb", "real code15", "real mimic") if (SHARED / "data").is_dir() else ()
 KINDS = fuzz_inputs.kinds(SHARED if REAL else None)
-CASES = 150
+CASES = 120
 AFTERWARDS = ("wfdb 16", 0)
 
 
@@ -133,6 +134,26 @@ def test_a_table_that_is_a_pipe_or_holds_zero_bytes_is_refused(source: str, tmp_
     first, line = content.splitlines()[:2]
     table.write_bytes(first + b"\n" + line.replace(b",", b"\0,") + b"\0\n")
     refused(tmp_path / "raw", source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"a,b\n" + bytes(2**26), "t.csv"),
+        (b"a,b\n" + b"x" * 2**26, "t.csv"),
+        (gzip.compress(b"a,b\n" + b"1,2\n" * 2**27), "t.csv.gz"),
+        (gzip.compress(b"a,b\n1,2\n" * 100), "t.csv"),
+        (gzip.compress(b"a,b\n1,2\n" * 100)[:-9], "t.csv.gz"),
+        (b"a,b\n1,2\n", "t.csv.gz"),
+    ],
+    ids=["zeros", "endless line", "bomb", "packed in secret", "cut", "not packed"],
+)
+def test_a_table_that_would_take_all_memory_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        read_csv(tmp_path, name, ("a", "b"))
+    (tmp_path / name).write_bytes(gzip.compress(b"a,b\n1,2\n") if name.endswith("gz") else b"a,b\n1,2\n")
+    assert read_csv(tmp_path, name, ("a", "b")).rows() == [("1", "2")]
 
 
 @pytest.mark.parametrize("source", sorted(SOURCES))

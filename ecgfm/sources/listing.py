@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -49,6 +51,9 @@ _LAYOUTS = (
     ("ecgfm.yaml", "own"),
 )
 _RECORDINGS = (".hea", ".xml", ".dcm", ".edf", ".scp", ".npy", ".h5", ".hdf5")
+_MAX_LINE_BYTES = 1 << 20
+_MAX_UNPACKED_BYTES = 1 << 28  # of a packed table; MIMIC-IV's patients are 10 MB
+_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"x\x01", b"x\x9c", b"x\xda")  # which polars would unpack
 _LOOKED_AT = 2000  # entries of a wrong folder, before we say that we do not know what it is
 
 
@@ -85,19 +90,41 @@ def read_csv(
         raise InputError(f"{path}: {rejected.detail}") from rejected
     if not path.is_file():  # a pipe would not end
         raise InputError(f"expected {path.name} in {path.parent}, found {found(path.parent)}")
+    _check_text(path)
     used = list(dict.fromkeys([*columns, *(n for e in worked_out.values() for n in e.meta.root_names())]))
     stripped = pl.col(used).str.strip_chars()
     try:
         table = pl.scan_csv(path, infer_schema=False).select(pl.when(stripped != "").then(stripped))
-        read = table.select(*columns, **worked_out).collect(engine="streaming")
+        return table.select(*columns, **worked_out).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             f"{path}: expected a CSV table with the columns {', '.join(columns)}: {str(error).splitlines()[0]}"
         ) from error
-    for column in read.iter_columns():
-        if column.str.contains("\0", literal=True).any():
-            raise InputError(f"{path}: {column.name}: expected text, found a zero byte; is the file as published?")
-    return read
+
+
+def _check_text(path: Path) -> None:
+    """Look through a table before it is parsed, a piece at a time: 0.1 s for MIMIC-IV-ECG's 180 MB.
+
+    Raises:
+        InputError: it cannot be read, or it is what would take all memory as a table: zero bytes, lines without end, or
+            gigabytes packed into little.
+    """
+    packed = path.suffix == ".gz"
+    size = 0
+    try:
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            while piece := file.read(_MAX_LINE_BYTES):
+                if b"\0" in piece or (not size and piece.startswith(_PACKED)):
+                    raise InputError(f"{path}: expected the text of a table, found other bytes; is it as published?")
+                if len(piece) == _MAX_LINE_BYTES and b"\n" not in piece:
+                    raise InputError(
+                        f"{path}: expected lines of less than {_MAX_LINE_BYTES:,} bytes, found a longer one"
+                    )
+                size += len(piece)
+                if packed and size > _MAX_UNPACKED_BYTES:
+                    raise InputError(f"{path}: expected at most {_MAX_UNPACKED_BYTES:,} bytes unpacked; unpack it")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def check_once(table: pl.DataFrame, column: str, path: Path) -> None:
