@@ -177,7 +177,7 @@ def _profile(raw: Path, data_dir: Path) -> list[str]:
 
 
 def _timed(work: Callable[[Path, Sequence[Path]], None], headers: Sequence[Path], scratch: Path, workers: int) -> float:
-    """Seconds that `work` takes over all records in as many processes, without their start; what it writes is removed."""
+    """Seconds that `work` takes over all records in as many processes, but for their start. Nothing it writes stays."""
     out = scratch / work.__name__
     out.mkdir()
     portion = RECORDS_PER_FOLDER // 4
