@@ -337,7 +337,7 @@ def test_an_empty_file_is_truncated(tmp_path: Path, n_samples: str) -> None:
 def test_a_length_that_no_file_has_costs_no_memory(tmp_path: Path) -> None:
     write_record(tmp_path, "R", ["R 2 500 999999999999999", *GOOD[1:]], R_dat=TEN)
     assert rejection(tmp_path).reason == "too_large"
-    write_record(tmp_path, "R", ["R 2 500 9999999", *GOOD[1:]], R_dat=TEN)
+    write_record(tmp_path, "R", ["R 2 500 5999999", *GOOD[1:]], R_dat=TEN)
     assert rejection(tmp_path).reason == "truncated"
 
 
