@@ -192,8 +192,14 @@ def test_a_header_that_is_a_pipe_does_not_hold_the_run_up(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [(fuzz_inputs.ALIASES, "aliases"), (fuzz_inputs.DEEP, "levels deep"), ("a: " + "x" * 2**21, "at most")],
-    ids=["aliases", "deep", "long"],
+    [
+        (fuzz_inputs.ALIASES, "aliases"),
+        (fuzz_inputs.DEEP, "levels deep"),
+        ("a: " + "x" * 2**21, "at most"),
+        ("a: " + "1" * 5000, "not YAML"),
+        ("a: 2020-13-45", "not YAML"),
+    ],
+    ids=["aliases", "deep", "long", "number", "date"],
 )
 def test_an_ecgfm_yaml_that_stands_for_gigabytes_is_refused(tmp_path: Path, content: str, what: str) -> None:
     raw_dir = build("own", tmp_path / "raw")

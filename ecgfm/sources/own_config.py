@@ -169,7 +169,9 @@ def load(raw_dir: Path) -> OwnConfig:
         text = content.decode()
         _check_plain(text, path)
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, no such day, a number of thousands of digits
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected keys and values, found {type(values).__name__}")
