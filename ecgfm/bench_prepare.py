@@ -37,7 +37,7 @@ WFDB_RECORDS = 2000  # enough of the slow way to time it
 SEGMENT_SAMPLES = 2500
 
 _READER = ("wfdb_header.read_header", "wfdb._open")
-_RECORD = ("wfdb.read_wfdb", "signals.digital_statistics", "quality.assess_together", "sketches.sketch")
+_RECORD = ("wfdb.read_wfdb", "signals.digital_statistics", "quality.assess_together", "sketches.sketch_together")
 _SLICE = ("prepare.prepare_block", "shards.append", "prepare.write")
 STEPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("read the header", "wfdb_header.read_header", ()),
@@ -45,7 +45,7 @@ STEPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("decode", "wfdb.read_wfdb", _READER),
     ("statistics", "signals.digital_statistics", ()),
     ("quality", "quality.assess_together", ()),
-    ("sketch", "sketches.sketch", ()),
+    ("sketch", "sketches.sketch_together", ()),
     ("the rest of a record", "prepare.prepare_block", _RECORD),
     ("write the shard", "shards.append", ()),
     ("write the tables", "prepare.write", ()),

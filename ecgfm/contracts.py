@@ -1,7 +1,7 @@
 """Tables that cross a stage: written and read as Parquet, checked against data_contracts/ both times.
 
 A contract is one YAML file that a person can read: columns with type, unit, nullability, range or allowed
-values; the key; references to other tables. The checks themselves run in pandera.
+values; the key; references to other tables. All values are checked in one look at a table.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import yaml
 
 from ecgfm.ecg import InputError
-
-if TYPE_CHECKING:
-    import pandera.polars as pa
 
 _PACKAGED = Path(__file__).parent / "data_contracts"
 CONTRACTS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "data_contracts"
@@ -130,8 +127,6 @@ def check(
     columns: Sequence[str] | None = None,
 ) -> None:
     """Check a table against the contract `name`, or only some `columns` of it; see `write_table`."""
-    import pandera.errors
-
     rules = contract(name)
     known = set(rules["columns"])
     expected = rules["columns"] if columns is None else columns
@@ -142,14 +137,17 @@ def check(
             f"table {name}: expected the columns {', '.join(expected)}; "
             f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'}"
         )
-    try:
-        _schema(name, tuple(table.columns)).validate(table, lazy=True)
-    except pandera.errors.SchemaErrors as error:
-        raise InputError(_first_failure(table, name, error)) from error
-    if (both := rules.get("exactly_one_of")) and set(both) <= set(table.columns):
-        wrong = table.filter(pl.sum_horizontal(pl.col(column).is_not_null() for column in both) != 1)
-        if wrong.height:
-            raise InputError(f"table {name}: exactly one of {' and '.join(both)} must be set {_keys(wrong, rules)}")
+    for column, kind in table.schema.items():
+        if kind != TYPES[_rule(rules, column)["type"]]:
+            found = f"expected type {_rule(rules, column)['type']}, found {kind}"
+            raise InputError(f"table {name}: column {column}: {found}")
+    faults = _faults(rules, table.columns)
+    broken = table.select(fault.rows.any().alias(str(number)) for number, fault in enumerate(faults)).row(0)
+    for fault, is_there in zip(faults, broken, strict=True):
+        if is_there:
+            wrong = table.filter(fault.rows)
+            found = f", found {wrong[fault.column][0]!r}" if fault.shows_value else ""
+            raise InputError(f"table {name}: {fault.expected}{found} {_keys(wrong, rules)}")
     for column, target in rules.get("references", {}).items():
         other, _, other_column = target.partition(".")
         if references and other in references:
@@ -158,51 +156,40 @@ def check(
                 raise InputError(f"table {name}: column {column}: not in {target} {_keys(strays, rules)}")
 
 
-@cache
-def _schema(name: str, columns: tuple[str, ...]) -> pa.DataFrameSchema:
-    import pandera.polars as pa
-
-    rules = contract(name)
-
-    def column(rule: Mapping[str, Any]) -> pa.Column:
-        checks = []
-        if "allowed" in rule:
-            checks.append(pa.Check.isin(rule["allowed"]))
-        if "min" in rule:
-            checks.append(pa.Check.ge(rule["min"]))
-        if "max" in rule:
-            checks.append(pa.Check.le(rule["max"]))
-        return pa.Column(TYPES[rule["type"]], checks=checks, nullable=rule.get("nullable", False))
-
-    known = rules["columns"]
-    described = {c: column(known[c] if c in known else rules["other_columns"]) for c in columns}
-    key = list(rules["key"]) if set(rules["key"]) <= set(columns) else None
-    return pa.DataFrameSchema(described, unique=key, strict=True)
+def _rule(rules: Mapping[str, Any], column: str) -> Mapping[str, Any]:
+    """What a contract says of one column."""
+    found: Mapping[str, Any] = rules["columns"].get(column) or rules["other_columns"]
+    return found
 
 
-def _first_failure(table: pl.DataFrame, name: str, error: Any) -> str:
-    """One line for the first broken rule: table, column, what was expected, what was found, in which rows."""
-    rules = contract(name)
-    cases: pl.DataFrame = error.failure_cases
-    case = cases.row(0, named=True)
-    column, rule = case["column"], case["check"]
-    same = cases.filter(pl.col("check") == rule, pl.col("column").eq_missing(column))
-    where = ""
-    if rule == "multiple_fields_uniqueness":
-        twice = table.filter(table.select(rules["key"]).is_duplicated())
-        return f"table {name}: the key {', '.join(rules['key'])} must be unique {_keys(twice, rules)}"
-    expected = rules["columns"].get(column, rules.get("other_columns", {}))
-    if rule == "not_nullable":
-        wrong = table.filter(pl.col(column).is_null())
-        return f"table {name}: column {column}: may not be null {_keys(wrong, rules)}"
-    if str(rule).startswith("dtype"):
-        return f"table {name}: column {column}: expected type {expected['type']}, found {table.schema[column]}"
-    rows = [row for row in same["index"].to_list() if row is not None]
-    found = case["failure_case"]
-    if rows:
-        found, where = table[column][rows[0]], " " + _keys(table[rows], rules)
-    limits = "; ".join(f"{word} {expected[word]}" for word in ("allowed", "min", "max") if word in expected)
-    return f"table {name}: column {column}: expected {limits}, found {found!r}{where}"
+class _Fault(NamedTuple):
+    """A way in which rows can break a contract. rows: the expression that is true for these"""
+
+    rows: pl.Expr
+    expected: str
+    column: str = ""
+    shows_value: bool = False
+
+
+def _faults(rules: Mapping[str, Any], columns: Sequence[str]) -> list[_Fault]:
+    """Every rule on values that can be asked of these columns: one look at a table asks them all."""
+    faults = []
+    for column in columns:
+        rule, value, name = _rule(rules, column), pl.col(column), f"column {column}: "
+        if not rule.get("nullable", False):
+            faults.append(_Fault(value.is_null(), f"{name}may not be null"))
+        kept = [value.is_in(rule["allowed"])] if "allowed" in rule else []
+        kept += [value >= rule["min"]] if "min" in rule else []
+        kept += [value <= rule["max"]] if "max" in rule else []
+        if kept:
+            limits = "; ".join(f"{word} {rule[word]}" for word in ("allowed", "min", "max") if word in rule)
+            faults.append(_Fault(~pl.all_horizontal(kept), f"{name}expected {limits}", column, shows_value=True))
+    if set(key := rules["key"]) <= set(columns):
+        faults.append(_Fault(pl.struct(key).is_duplicated(), f"the key {', '.join(key)} must be unique"))
+    if (both := rules.get("exactly_one_of")) and set(both) <= set(columns):
+        how_many = pl.sum_horizontal(pl.col(column).is_not_null() for column in both)
+        faults.append(_Fault(how_many != 1, f"exactly one of {' and '.join(both)} must be set"))
+    return faults
 
 
 def _keys(rows: pl.DataFrame, rules: Mapping[str, Any]) -> str:

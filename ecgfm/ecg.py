@@ -96,7 +96,8 @@ class Digital:
     def to_mv(self, dtype: type[np.floating[Any]] = np.float64) -> np.ndarray:
         """(lead, time) of `dtype`, millivolt; NaN where the sample is invalid."""
         signal_mv = self.digital.astype(dtype)
-        signal_mv -= self.baseline[..., None].astype(dtype)
+        if self.baseline.any():
+            signal_mv -= self.baseline[..., None].astype(dtype)
         signal_mv /= self.adc_gain_per_mv[..., None].astype(dtype)
         invalid = self.digital == INVALID
         if invalid.any():

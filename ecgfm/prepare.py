@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from ecgfm.config import PROGRESS_BAR, ListConfig, PrepareConfig
 from ecgfm.contracts import empty_table, read_table, write_table
 from ecgfm.ecg import INVALID, MAX_SAMPLES, Digital, EcgRecord, InputError, Rejected
-from ecgfm.processes import ordered_map, worthwhile
+from ecgfm.processes import ordered_map, settle_memory, worthwhile
 from ecgfm.quality import Quality, assess_together
 from ecgfm.shards import ShardWriter, digitise, lead_values, round_to_steps
 from ecgfm.signals import (
@@ -39,7 +40,7 @@ from ecgfm.signals import (
     resample_polyphase,
     to_standard_leads,
 )
-from ecgfm.sketches import sketch
+from ecgfm.sketches import sketch_together
 from ecgfm.sources import SOURCES, Source
 
 _NOTHING = np.empty(0)
@@ -137,6 +138,7 @@ def prepare_slice(inputs: Mapping[str, Path], config: PrepareConfig, out: Path) 
     prepare = partial(prepare_block, source_name, inputs["raw"], config)
     tables = _Tables()
     shard = ShardWriter(out / "shard.h5", source_name, slice_id, config.sampling_rate_hz, segment_samples, config.leads)
+    settle_memory()
     # one BLAS thread: the matrices are small, and a second thread would only wait for the first
     with (
         threadpool_limits(1),
@@ -146,11 +148,9 @@ def prepare_slice(inputs: Mapping[str, Path], config: PrepareConfig, out: Path) 
         for done in ordered_map(prepare, blocks, worthwhile(rows.height, config.workers)):
             block, rest = done
             while block:
-                prepared = [one for one in block if isinstance(one, PreparedRecord)]
-                if prepared:
-                    counts = [len(one.segments) for one in prepared]
-                    per_lead = np.repeat(np.stack([one.per_lead for one in prepared]), counts, axis=0)
-                    shard.append(np.concatenate([one.segments for one in prepared]), per_lead)
+                for one in block:
+                    if isinstance(one, PreparedRecord):
+                        shard.append(one.segments, one.per_lead)
                 tables.add(block)
                 progress.update(len(block))
                 block, rest = prepare(rest)
@@ -208,12 +208,13 @@ def prepare_record(record: EcgRecord, config: PrepareConfig) -> PreparedRecord:
 class _Standard:
     """The chosen leads of a record, but for gaps that are bridged, as recorded.
 
-    signal: as of `EcgRecord`; raw: its statistics
+    signal: as of `EcgRecord`; raw: its statistics; present: those of the chosen leads that the record has
     """
 
     record: EcgRecord
     signal: Digital | np.ndarray
     raw: LeadStatistics
+    present: list[str]
 
     @property
     def rate_and_length(self) -> tuple[float, int]:
@@ -225,50 +226,60 @@ class _Standard:
 
 
 def _prepared(alike: Sequence[_Standard], config: PrepareConfig) -> list[PreparedRecord]:
-    """Records of one rate and length, prepared.
+    """Records of one rate and length, filtered, resampled and cut.
 
     Raises:
         InputError: the filter does not go with the sampling rate.
     """
-    recorded_mv = _recorded_mv([one.signal for one in alike])
-    qualities = assess_together(recorded_mv, alike[0].record.sampling_rate_hz, config.leads)
-    return [_finish(*parts, config) for parts in zip(alike, recorded_mv, qualities, strict=True)]
+    rate_hz, _ = alike[0].rate_and_length
+    signals = [one.signal for one in alike]
+    recorded_mv, stored = _together(signals)
+    qualities = assess_together(recorded_mv, rate_hz, config.leads, stored)
+    prepared = [_at_rate(_filtered(one.signal, one.record, config), rate_hz, config) for one in alike]
+    as_recorded = stored is not None and all(map(operator.is_, prepared, signals))  # kept without loss
+    prepared_mv = recorded_mv if as_recorded else _together(prepared)[0]
+    sketches = sketch_together(prepared_mv, config.sampling_rate_hz, config.leads)
+    return [_cut(*parts, config) for parts in zip(alike, prepared, qualities, sketches, strict=True)]
 
 
-def _recorded_mv(signals: Sequence[Digital | np.ndarray]) -> np.ndarray:
-    """(record, lead, time) float32, millivolt."""
+def _together(signals: Sequence[Digital | np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """(record, lead, time) float32, millivolt; the same as stored, int16, where all are digital."""
     stored = [signal for signal in signals if isinstance(signal, Digital)]
     if len(stored) < len(signals):
-        return np.stack([s.to_mv(np.float32) if isinstance(s, Digital) else s.astype(np.float32) for s in signals])
+        some_mv = [s.to_mv(np.float32) if isinstance(s, Digital) else s.astype(np.float32) for s in signals]
+        return np.stack(some_mv), None
     together = Digital(
         np.stack([one.digital for one in stored]),
         np.stack([one.adc_gain_per_mv for one in stored]),
         np.stack([one.baseline for one in stored]),
     )
-    return together.to_mv(np.float32)
+    return together.to_mv(np.float32), together.digital
 
 
-def _finish(one: _Standard, recorded_mv: np.ndarray, quality: Quality, config: PrepareConfig) -> PreparedRecord:
-    """Filter, resample, cut. recorded_mv: (lead, time) float32, of `one`"""
+def _cut(
+    one: _Standard,
+    prepared: Digital | np.ndarray,
+    quality: Quality,
+    outline: np.ndarray | None,
+    config: PrepareConfig,
+) -> PreparedRecord:
     record, raw = one.record, one.raw
-    signal = _at_rate(_filtered(one.signal, record, config), record.sampling_rate_hz, config)
-    if isinstance(signal, Digital):  # as recorded: kept without loss
-        digital, statistics, prepared_mv = signal, raw, recorded_mv
+    if isinstance(prepared, Digital):
+        digital, statistics = prepared, raw
     else:
-        digital, statistics, prepared_mv = digitise(signal), lead_statistics(signal), signal.astype(np.float32)
+        digital, statistics = digitise(prepared), lead_statistics(prepared)
     segments = cut_segments(digital.digital, round(config.segment_seconds * config.sampling_rate_hz))
     facts = {
         "sampling_rate_hz": record.sampling_rate_hz,
         "n_samples": record.n_samples,
         "n_segments": len(segments),
-        "leads": present_leads(record, config.leads),
+        "leads": one.present,
         "invalid_leads": _named(config.leads, raw.invalid),
         "constant_leads": _named(config.leads, raw.constant),
         "lead_mean_mv": raw.mean_mv,
         "lead_std_mv": raw.std_mv,
     }
     per_lead = lead_values(digital, statistics.mean_mv, statistics.std_mv)
-    outline = sketch(prepared_mv, config.sampling_rate_hz, config.leads)
     return PreparedRecord(segments, per_lead, facts, quality.columns(), outline)
 
 
@@ -316,7 +327,7 @@ def _standard(record: EcgRecord, config: PrepareConfig) -> _Standard:
     if config.constant_leads == "reject" and raw.constant.any():
         constant = ", ".join(_named(config.leads, raw.constant))
         raise Rejected("constant_lead", f"{constant}: does not vary, and prepare.constant_leads is reject")
-    return _Standard(record, signal, raw)
+    return _Standard(record, signal, raw, present)
 
 
 def _statistics(signal: Digital | np.ndarray) -> LeadStatistics:
@@ -447,4 +458,4 @@ def _column(values: Sequence[Any], kind: pl.DataType) -> pl.Series:
 
 
 def _named(leads: Sequence[str], flags: np.ndarray) -> list[str]:
-    return [lead for lead, flag in zip(leads, flags, strict=True) if flag]
+    return [lead for lead, flag in zip(leads, flags.tolist(), strict=True) if flag]

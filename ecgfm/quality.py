@@ -21,6 +21,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ecgfm.ecg import INVALID
+
 Reversal = Literal["RA-LA", "RA-LL", "RA-RL"]
 REVERSALS: tuple[Reversal, ...] = get_args(Reversal)
 """Interchanged electrodes that one recording can tell: right arm (RA), left arm, left leg, right leg. Not those of
@@ -90,38 +92,46 @@ def assess(signal_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str])
     return assess_together(signal_mv[None], sampling_rate_hz, leads)[0]
 
 
-def assess_together(signals_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str]) -> list[Quality]:
-    """`assess` for each of (record, lead, time). A few recordings together take half the time."""
+def assess_together(
+    signals_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str], stored: np.ndarray | None = None
+) -> list[Quality]:
+    """`assess` for each of (record, lead, time). A few recordings together take half the time.
+
+    stored: where all are digital, the same samples as stored, int16: clipping is seen in them sooner
+    """
     n_records, n_leads, n_samples = signals_mv.shape
     signal_mv = np.ascontiguousarray(signals_mv, np.float32).reshape(n_records * n_leads, n_samples)
+    samples = signal_mv if stored is None else stored.reshape(n_records * n_leads, n_samples)
     window_samples = round(WINDOW_S * sampling_rate_hz)
     n_windows = n_samples // window_samples if sampling_rate_hz >= _LOWEST_RATE_HZ else 0
     measured = np.full((5, n_records * n_leads), np.nan, np.float32)
-    steps_mv = np.empty((n_records, n_leads, 0), np.float32)
+    reversals: Sequence[Reversal | None] = [None] * n_records
     if n_windows >= _MIN_WINDOWS:
-        steps_mv = _measure(signal_mv, sampling_rate_hz, n_windows, measured).reshape(n_records, n_leads, -1)
+        steps_mv = _measure(signal_mv, samples, sampling_rate_hz, n_windows, measured)
+        reversals = _suspected_reversals(steps_mv.reshape(n_records, n_leads, -1), leads)
     measured[2:] = measured[2:].round(2)  # 10 nV; what is beyond differs from processor to processor
-    found = []
-    for of_record, steps in zip(measured.reshape(5, n_records, n_leads).swapaxes(0, 1), steps_mv, strict=True):
-        flat, clipped, powerline, noise, wander = of_record
-        reversal = _suspected_reversal(steps, leads) if steps.size else None
-        found.append(Quality(flat, clipped, powerline, noise, wander, reversal))
-    return found
+    of_records = measured.reshape(5, n_records, n_leads).swapaxes(0, 1)
+    return [Quality(*of_record, reversal) for of_record, reversal in zip(of_records, reversals, strict=True)]
 
 
-def _measure(signal_mv: np.ndarray, sampling_rate_hz: float, n_windows: int, measured: np.ndarray) -> np.ndarray:
-    """Fill `measured` (quality, lead) from (lead, time); returns the means of steps of 40 ms, (lead, step)."""
+def _measure(
+    signal_mv: np.ndarray, samples: np.ndarray, sampling_rate_hz: float, n_windows: int, measured: np.ndarray
+) -> np.ndarray:
+    """Fill `measured` (quality, lead) from (lead, time); returns the means of steps of 40 ms, (lead, step).
+
+    samples: the signal again, as stored where it is digital
+    """
     n_leads, n_samples = signal_mv.shape
     window_samples = round(WINDOW_S * sampling_rate_hz)
     windows = signal_mv[:, : n_windows * window_samples].reshape(n_leads, n_windows, window_samples)
     projected = (windows.reshape(-1, window_samples) @ _basis(sampling_rate_hz)).reshape(n_leads, n_windows, -1)
     means_mv, steps_mv, waves_mv = projected[..., 0], projected[..., 1 : 1 + _STEPS], projected[..., 1 + _STEPS :]
-    lowest_mv, highest_mv = signal_mv.min(axis=1), signal_mv.max(axis=1)
-    gappy = np.isnan(highest_mv)
+    lowest, highest = samples.min(axis=1), samples.max(axis=1)
+    gappy = np.isnan(highest) if samples is signal_mv else lowest == INVALID
     whole = np.flatnonzero(~gappy) if gappy.any() else slice(None)  # a slice copies nothing
     if not gappy.all():
         measured[0, whole] = _flat_share(windows[whole])
-        measured[1, whole] = _clipped_samples(signal_mv[whole], lowest_mv[whole], highest_mv[whole]) / n_samples
+        measured[1, whole] = _clipped_samples(samples[whole], lowest[whole], highest[whole]) / n_samples
         measured[2:4, whole] = _powerline_and_noise_uv(waves_mv[whole], sampling_rate_hz)
         measured[4, whole] = _wander_uv(means_mv[whole], window_samples / sampling_rate_hz)
     for lead in np.flatnonzero(gappy):
@@ -186,18 +196,18 @@ def _flat_share(windows: np.ndarray) -> np.ndarray:
     return share
 
 
-def _clipped_samples(signal_mv: np.ndarray, lowest_mv: np.ndarray, highest_mv: np.ndarray) -> np.ndarray:
+def _clipped_samples(samples: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
     """(lead, time) -> (lead,): samples in runs of at least 3 at the lead's lowest or highest value."""
-    n_leads, n_samples = signal_mv.shape
+    n_leads, n_samples = samples.shape
     clipped = np.zeros(n_leads)
-    extreme = np.flatnonzero((signal_mv == lowest_mv[:, None]) | (signal_mv == highest_mv[:, None]))
-    values = signal_mv.reshape(-1)[extreme]
+    extreme = np.flatnonzero((samples == lowest[:, None]) | (samples == highest[:, None]))
+    values = samples.reshape(-1)[extreme]
     goes_on = (extreme[1:] == extreme[:-1] + 1) & (values[1:] == values[:-1]) & (extreme[1:] % n_samples != 0)
     if (goes_on[1:] & goes_on[:-1]).any():
         starts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
         lengths = np.diff(np.append(starts, len(extreme)))
         np.add.at(clipped, extreme[starts] // n_samples, np.where(lengths >= 3, lengths, 0))
-        clipped[lowest_mv == highest_mv] = 0
+        clipped[lowest == highest] = 0
     return clipped
 
 
@@ -234,8 +244,8 @@ def _wander_uv(means_mv: np.ndarray, window_s: float) -> np.ndarray:
     return wander_uv
 
 
-def _suspected_reversal(steps_mv: np.ndarray, leads: Sequence[str]) -> Reversal | None:
-    """From the course of the limb leads and V6, (lead, step of 40 ms).
+def _suspected_reversals(steps_mv: np.ndarray, leads: Sequence[str]) -> list[Reversal | None]:
+    """From the course of the limb leads and V6, (record, lead, step of 40 ms).
 
     V6 and I look at the heart from the same side, aVR from the other. Where I goes against V6 and the lead that goes
     against it most is not aVR but aVL, the arms' cables are likely interchanged; where II does and it is aVF, those
@@ -244,20 +254,21 @@ def _suspected_reversal(steps_mv: np.ndarray, leads: Sequence[str]) -> Reversal 
     """
     names = ("I", "II", "III", "aVR", "aVL", "aVF", "V6")
     if not set(names) <= set(leads):
-        return None
-    steps_mv = steps_mv[[leads.index(name) for name in names]]
-    change = steps_mv[:, 1:] - steps_mv[:, :-1]  # in 40 ms wander changes little
+        return [None] * len(steps_mv)
+    steps_mv = steps_mv[:, [leads.index(name) for name in names]]
+    change = steps_mv[..., 1:] - steps_mv[..., :-1]  # in 40 ms wander changes little
     change[np.isnan(change)] = 0
-    products = change @ change.T
-    size = np.sqrt(np.diag(products))
-    size_i, size_ii, size_iii = size[:3]
-    if size_ii < _STILL * min(size_i, size_iii) and products[0, 2] < -_MIRRORED * size_i * size_iii:
-        return "RA-RL"
-    if not size.all():  # a lead that is missing or flat
-        return None
-    first, second, _, right, left, foot, _ = products[-1] / (size * size[-1])
-    if first < _OPPOSITE and left < min(right, foot):
-        return "RA-LA"
-    if second < _OPPOSITE and foot < min(right, left):
-        return "RA-LL"
-    return None
+    products = change @ change.swapaxes(1, 2)
+    size = np.sqrt(np.diagonal(products, axis1=1, axis2=2))
+    size_i, size_ii, size_iii = size[:, :3].T
+    still_ii = (size_ii < _STILL * np.minimum(size_i, size_iii)) & (products[:, 0, 2] < -_MIRRORED * size_i * size_iii)
+    whole = size.all(axis=1)  # no lead is missing or flat
+    with_v6 = np.divide(products[:, -1], size * size[:, -1:], where=whole[:, None], out=np.zeros_like(size))
+    first, second, _, right, left, foot, _ = with_v6.T
+    arms = whole & (first < _OPPOSITE) & (left < np.minimum(right, foot))
+    arm_and_leg = whole & (second < _OPPOSITE) & (foot < np.minimum(right, left))
+    found: list[Reversal | None] = [None] * len(steps_mv)
+    for where, word in ((arm_and_leg, REVERSALS[1]), (arms, REVERSALS[0]), (still_ii, REVERSALS[2])):
+        for record in np.flatnonzero(where):
+            found[record] = word
+    return found

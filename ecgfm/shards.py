@@ -81,7 +81,7 @@ class ShardWriter:
         self._n_leads = len(leads)
         shape = (len(leads), segment_samples)
         self._digital = self._file.create_dataset(
-            "digital", (0, *shape), "int16", maxshape=(None, *shape), chunks=(1, *shape)
+            "digital", (0, *shape), "<i2", maxshape=(None, *shape), chunks=(1, *shape)
         )
         self._per_lead: list[np.ndarray] = []  # 400 bytes a segment: written at the end, at once
         self.n_segments = 0
@@ -99,7 +99,9 @@ class ShardWriter:
         if rows:
             self.n_segments = rows.stop
             self._digital.resize(rows.stop, axis=0)
-            self._digital[rows.start : rows.stop] = segments
+            write = self._digital.id.write_direct_chunk  # past the chunk cache: a segment is a chunk, and comes once
+            for row, segment in zip(rows, segments, strict=True):
+                write((row, 0, 0), np.ascontiguousarray(segment, "<i2"))
             self._disk.check()
             self._per_lead.append(np.broadcast_to(per_lead, (len(segments), len(PER_LEAD), self._n_leads)))
         return rows

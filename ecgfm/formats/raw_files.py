@@ -23,8 +23,8 @@ def inside(raw_dir: Path | str, path: str) -> str:
     folder, name = os.path.split(whole)
     if "\0" not in whole and name not in ("", ".", ".."):
         # a folder above may be a link; of the file itself one look says whether it is one
-        real = os.path.realpath(whole if _is_link(whole) else folder)
-        root = _real_root(os.fspath(raw_dir))
+        real = os.path.realpath(whole) if _is_link(whole) else _real_folder(folder)
+        root = _real_folder(os.fspath(raw_dir))
         if real == root or real.startswith(os.path.join(root, "")):
             return whole
     raise Rejected("unreadable_header", f"expected a file in the raw folder, found that {path!r} leads out of it")
@@ -44,9 +44,9 @@ def beside(raw_dir: Path | str, file: str, name: str) -> str:
     return inside(raw_dir, path) if _is_link(whole) else whole
 
 
-@lru_cache(16)
-def _real_root(raw_dir: str) -> str:
-    return os.path.realpath(raw_dir)
+@lru_cache(64)  # the records of a folder come one after the other
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _is_link(path: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,9 @@ def read_wfdb(raw_dir: Path, header_path: str, record_id: str) -> EcgRecord:
             for file, members in _signal_files(segment):
                 _open(raw_dir, header_path, file, segment, members)
         return _decode_with_wfdb(raw_dir / header_path, record_id)
-    kept, units_per_mv = _voltages([signal.description for signal in header.signals], [s.units for s in header.signals])
+    kept, units_per_mv, leads = _voltages(
+        tuple([signal.description for signal in header.signals]), tuple([signal.units for signal in header.signals])
+    )
     here = all(s.storage_format in _READ_HERE and s.samples_per_frame == 1 and not s.skew for s in header.signals)
     n_samples = 0
     digital: np.ndarray | None = None
@@ -106,10 +109,10 @@ def read_wfdb(raw_dir: Path, header_path: str, record_id: str) -> EcgRecord:
     signals = [header.signals[index] for index in kept]
     return EcgRecord(
         record_id,
-        tuple(signal.description or f"signal {index}" for index, signal in zip(kept, signals, strict=True)),
+        leads,
         header.sampling_rate_hz,
         Digital(
-            digital if len(kept) == header.n_signals else digital[kept],
+            digital if len(kept) == header.n_signals else digital[list(kept)],
             np.array([signal.adc_gain for signal in signals]) * units_per_mv,
             np.array([signal.baseline for signal in signals], dtype=np.float64),
         ),
@@ -123,20 +126,23 @@ def _units_per_mv(name: str, units: str) -> float:
         raise Rejected("unknown_units", f"{name or 'a signal'}: expected V, mV, uV or nV, found {units!r}") from None
 
 
-def _voltages(names: Sequence[str], units: Sequence[str]) -> tuple[list[int], np.ndarray]:
-    """The signals that are voltages, by number, and their units per millivolt.
+@lru_cache(256)  # the records of an archive have the same few leads
+def _voltages(names: tuple[str, ...], units: tuple[str, ...]) -> tuple[tuple[int, ...], np.ndarray, tuple[str, ...]]:
+    """The signals that are voltages, by number; their units per millivolt, and their names, some for the nameless.
 
     Raises:
         Rejected: a standard lead in other units, or no voltage at all.
     """
-    kept = [
+    kept = tuple(
         i
         for i, (name, unit) in enumerate(zip(names, units, strict=True))
         if unit.casefold() in _UNITS_PER_MV or name.lower() in _STANDARD_LEADS
-    ]
+    )
     if not kept:
         _units_per_mv(names[0], units[0])
-    return kept, np.array([_units_per_mv(names[i], units[i]) for i in kept])
+    units_per_mv = np.array([_units_per_mv(names[i], units[i]) for i in kept])
+    units_per_mv.setflags(write=False)
+    return kept, units_per_mv, tuple(names[i] or f"signal {i}" for i in kept)
 
 
 def _check_size(header: Header) -> None:
@@ -257,11 +263,11 @@ def _decode_with_wfdb(path: Path, record_id: str) -> EcgRecord:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RuntimeError, MemoryError) as error:
         message = f"{type(error).__name__}: {error}".replace(f"{path.parent}{os.sep}", "")  # the same everywhere
         raise Rejected("unreadable_signal", f"{path.name}: {message}") from error
-    names = [name or "" for name in record.sig_name]
-    kept, units_per_mv = _voltages(names, [units or "" for units in record.units])
+    kept, units_per_mv, leads = _voltages(
+        tuple(name or "" for name in record.sig_name), tuple(units or "" for units in record.units)
+    )
     per_frame = sorted({record.samps_per_frame[index] for index in kept})
     if len(per_frame) != 1 or len({len(signals[index]) for index in kept}) != 1:
         raise Rejected("unreadable_signal", f"expected leads of one sampling rate, found {per_frame} samples a frame")
     signal_mv = np.stack([signals[index] for index in kept]).astype(np.float64) / units_per_mv[:, None]
-    leads = tuple(names[index] or f"signal {index}" for index in kept)
     return EcgRecord(record_id, leads, float(record.fs) * per_frame[0], signal_mv)
