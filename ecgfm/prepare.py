@@ -48,7 +48,7 @@ _NOTHING = np.empty(0)
 BLOCK_RECORDS = 32  # read and written together; no option: it decides how the shard's bytes lie
 LONG_S, BLOCK_BYTES = 60.0, 1 << 25  # of longer recordings fewer: 30 min at 500 Hz and 12 leads are 22 MB
 
-TOGETHER = 4  # recordings of 10 s at 500 Hz, a megabyte: so much stays near the processor
+TOGETHER = 8  # recordings of 10 s at 500 Hz, two megabytes: so much stays near the processor
 
 _MAX_NAME = 200  # characters, of the 255 bytes that a file's name may have
 

@@ -68,7 +68,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
 
 def settle_memory() -> None:
     """Before work on many arrays: let this process use the memory that it frees again, in place of giving it back, and
-    let what is imported by now be out of sight of the garbage collector.
+    look for garbage in circles less often, not at all among what is imported by now.
 
     An array above 128 KB is given back by default, and the next one comes as new pages, which the system clears one by
     one: a fifth of the time that a recording of 10 s takes to prepare. With glibc alone (M_TRIM_THRESHOLD and
@@ -79,6 +79,7 @@ def settle_memory() -> None:
         mallopt(-1, _KEPT_BYTES)
         mallopt(-3, _LARGE_BYTES)
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _be_one_of_several() -> None:

@@ -111,7 +111,10 @@ def assess_together(
         reversals = _suspected_reversals(steps_mv.reshape(n_records, n_leads, -1), leads)
     measured[2:] = measured[2:].round(2)  # 10 nV; what is beyond differs from processor to processor
     of_records = measured.reshape(5, n_records, n_leads).swapaxes(0, 1)
-    return [Quality(*of_record, reversal) for of_record, reversal in zip(of_records, reversals, strict=True)]
+    return [
+        Quality(flat, clipped, powerline, noise, wander, reversal)
+        for (flat, clipped, powerline, noise, wander), reversal in zip(of_records, reversals, strict=True)
+    ]
 
 
 def _measure(

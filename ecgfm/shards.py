@@ -84,6 +84,7 @@ class ShardWriter:
             "digital", (0, *shape), "<i2", maxshape=(None, *shape), chunks=(1, *shape)
         )
         self._per_lead: list[np.ndarray] = []  # 400 bytes a segment: written at the end, at once
+        self._room = 0  # rows of the dataset, written or not: making it longer takes as long as writing a segment
         self.n_segments = 0
 
     def append(self, segments: np.ndarray, per_lead: np.ndarray) -> range:
@@ -96,14 +97,15 @@ class ShardWriter:
             OSError: the disk is full, or another reason not to write.
         """
         rows = range(self.n_segments, self.n_segments + len(segments))
-        if rows:
-            self.n_segments = rows.stop
-            self._digital.resize(rows.stop, axis=0)
-            write = self._digital.id.write_direct_chunk  # past the chunk cache: a segment is a chunk, and comes once
-            for row, segment in zip(rows, segments, strict=True):
-                write((row, 0, 0), np.ascontiguousarray(segment, "<i2"))
-            self._disk.check()
-            self._per_lead.append(np.broadcast_to(per_lead, (len(segments), len(PER_LEAD), self._n_leads)))
+        if rows.stop > self._room:
+            self._room = max(2 * self._room, rows.stop)
+            self._digital.resize(self._room, axis=0)
+        write = self._digital.id.write_direct_chunk  # past the chunk cache: a segment is a chunk, and comes once
+        for row, segment in zip(rows, segments, strict=True):
+            write((row, 0, 0), np.ascontiguousarray(segment, "<i2"))
+        self._disk.check()
+        self._per_lead.append(np.broadcast_to(per_lead, (len(segments), len(PER_LEAD), self._n_leads)))
+        self.n_segments = rows.stop
         return rows
 
     def __enter__(self) -> ShardWriter:
@@ -113,6 +115,7 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
+            self._digital.resize(self.n_segments, axis=0)
             values = np.concatenate([np.empty((0, len(PER_LEAD), self._n_leads)), *self._per_lead])
             for name, value in zip(PER_LEAD, values.swapaxes(0, 1), strict=True):
                 self._file.create_dataset(name, data=value)

@@ -79,8 +79,13 @@ def to_standard_leads(record: EcgRecord, leads: Sequence[str] = LEADS) -> EcgRec
 
 def present_leads(record: EcgRecord, leads: Sequence[str] = LEADS) -> list[str]:
     """Those of the standard leads `leads` that a recording has, in their order."""
-    named = {name.lower() for name in record.leads}
-    return [lead for lead in leads if lead.lower() in named]
+    return list(_present(record.leads, tuple(leads)))
+
+
+@lru_cache(256)  # the records of an archive have the same leads
+def _present(names: tuple[str, ...], leads: tuple[str, ...]) -> tuple[str, ...]:
+    named = {name.lower() for name in names}
+    return tuple(lead for lead in leads if lead.lower() in named)
 
 
 def lead_statistics(signal_mv: np.ndarray) -> LeadStatistics:

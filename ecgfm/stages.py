@@ -38,7 +38,7 @@ from typing import Any
 
 from ecgfm.config import content_of
 from ecgfm.ecg import InputError
-from ecgfm.files import sha256_of, sync
+from ecgfm.files import sha256_of, sync, sync_and_hash
 from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differences, digest_of
 from ecgfm.processes import WorkerDied, ordered_map
 
@@ -298,10 +298,9 @@ class Store:
         for path in sorted(p for p in partial.rglob("*") if p.is_file() and p != manifest):
             name = path.relative_to(partial).as_posix()
             volatile = any(fnmatch.fnmatch(name, pattern) for pattern in request.stage.volatile)
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)} | (
+            files[name] = {"bytes": path.stat().st_size, "sha256": sync_and_hash(path)} | (
                 {"volatile": True} if volatile else {}
             )
-            sync(path)
         facts = {
             "name": request.name,
             "key": request.key,
