@@ -177,11 +177,26 @@ class ModelConfig:
             raise ValueError("conv_kernels and conv_strides must have the same length")
 
 
+Schedule = Literal["constant", "epochs", "cosine"]
+Precision = Literal["fp32", "bf16"]
+
+
 @dataclass(frozen=True, config=STRICT)
 class PretrainConfig:
     """Self-supervised training: wav2vec 2.0 + CMSC + random lead masking. Defaults: the published recipe.
 
+    batch_pairs: of all processes together
+    schedule: of the learning rate, after `warmup_steps`: `constant`; `epochs`: what `learning_rate_epochs` says (epoch
+        from 1, rate), the paper's by default; `cosine`: half a turn down to 0 at the last step
+    precision: of the matrix products; `bf16` halves their memory and more than halves their time where the processor
+        has it. Weights, sums and losses are float32 either way
+    subset: share of the training patients (records, where patients are unknown); a smaller share is part of a larger
+    source_weights: source -> how often its pairs are visited, 1 where not named; 0 leaves a source out
     same_patient_negatives: in CMSC, two ECGs of one patient repel each other (the reference's way)
+    across_processes: the objective of one batch, however many processes share it: CMSC's negatives and the quantizer's
+        diversity are of all of them. Without it each process sees its own part alone, as in the reference
+    processes: of this machine that train together; 0: one per GPU
+    compile: let torch.compile fuse the model's kernels: a minute at the start, faster steps after it
     """
 
     model: ModelConfig = ModelConfig()
@@ -189,10 +204,15 @@ class PretrainConfig:
     batch_pairs: AtLeastOne = 64
     accumulate: AtLeastOne = 8  # batches per update
     learning_rate: Positive = 5e-5
+    schedule: Schedule = "constant"
+    learning_rate_epochs: tuple[tuple[AtLeastOne, Positive], ...] = ((1, 1e-4), (6, 8e-5), (201, 5e-5))
     warmup_steps: Count = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     adam_betas: tuple[float, float] = (0.9, 0.98)
     adam_eps: Positive = 1e-6
+    precision: Precision = "bf16"
+    subset: Annotated[float, Field(gt=0, le=1)] = 1.0
+    source_weights: dict[str, Annotated[float, Field(ge=0)]] = dataclasses.field(default_factory=dict)
     dropout: Share = 0.1
     feature_grad_scale: Share = 0.1
     lead_mask_probability: Share = 0.5
@@ -205,14 +225,20 @@ class PretrainConfig:
     feature_penalty_weight: float = 10.0
     cmsc_weight: float = 1.0
     same_patient_negatives: bool = False
+    across_processes: bool = True
     quantizer_temperature: tuple[float, float, float] = (2.0, 0.5, 0.999995)  # start, end, decay per update
     seed: int = 0
     valid_every: AtLeastOne = 500  # steps
     save_every: AtLeastOne = 1000  # steps
     keep_last: AtLeastOne = 1  # checkpoints
     device: str = "auto"  # auto: a GPU where there is one
+    processes: Count = 1
+    compile: bool = False
+    tensorboard: bool = False  # the log's numbers as TensorBoard's events too
     loader_workers: Count = 0
-    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device", "loader_workers"})
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
+        {"device", "processes", "compile", "tensorboard", "loader_workers"}
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -238,6 +264,7 @@ class FinetuneConfig:
     activation_dropout: Share = 0.1
     freeze_extractor: bool = True
     lead_mask_probability: Share = 0.0
+    subset: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the training patients, as in PretrainConfig
     pos_weight: bool = True  # weigh positives by negatives / positives of the train split
     patience_epochs: Count = 0  # stop after so many epochs without a better valid AUPRC; 0: never
     seed: int = 0
