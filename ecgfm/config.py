@@ -182,6 +182,46 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, config=STRICT)
+class AugmentConfig:
+    """What is done to a training segment beside masking leads: see augment.py. Nothing, in the published recipe.
+
+    Each augmentation meets a segment with its own probability. Its strength is drawn anew each time, uniformly up to
+    the maximum, in millivolt of the leads I, II and V1 to V6; the other limb leads follow from I and II. The default
+    strengths are about the reference's, which are half a standard deviation (a whole one for the shift): the median
+    lead of PTB-XL has 0.16 mV.
+
+    powerline: a sine at one of `powerline_hz`, in phase on all leads
+    emg: white noise, of each lead its own
+    baseline_shift: a step up or down and back, `baseline_shift_seconds` (from, to) long
+    baseline_wander: a sum of cosines between the frequencies of `baseline_wander_hz`; the maximum is of each cosine
+    vcg: the heart's dipole turned about each axis by up to so many degrees either way, and stretched along each by a
+        factor from 1 to `vcg_max_scale` (3KG)
+    """
+
+    powerline_probability: Share = 0.0
+    powerline_max_mv: Positive = 0.1
+    powerline_hz: Annotated[tuple[Positive, ...], Field(min_length=1)] = (50.0, 60.0)
+    emg_probability: Share = 0.0
+    emg_max_sd_mv: Positive = 0.1
+    baseline_shift_probability: Share = 0.0
+    baseline_shift_max_mv: Positive = 0.2
+    baseline_shift_seconds: tuple[Positive, Positive] = (0.6, 1.4)
+    baseline_wander_probability: Share = 0.0
+    baseline_wander_max_mv: Positive = 0.1
+    baseline_wander_hz: tuple[Positive, Positive] = (0.05, 0.5)
+    baseline_wander_cosines: AtLeastOne = 3
+    vcg_probability: Share = 0.0
+    vcg_max_rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 45.0
+    vcg_max_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.5
+
+    def __post_init__(self) -> None:
+        for name in ("baseline_shift_seconds", "baseline_wander_hz"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be a lower and a higher value")
+
+
+@dataclass(frozen=True, config=STRICT)
 class PretrainConfig:
     """Self-supervised training: wav2vec 2.0 + CMSC + random lead masking. Defaults: the published recipe.
 
@@ -216,6 +256,7 @@ class PretrainConfig:
     dropout: Share = 0.1
     feature_grad_scale: Share = 0.1
     lead_mask_probability: Share = 0.5
+    augment: AugmentConfig = AugmentConfig()
     span_mask_probability: Share = 0.65
     span_mask_frames: AtLeastOne = 10
     n_negatives: AtLeastOne = 100
