@@ -13,13 +13,12 @@ file is used and every tensor of the model is filled, or an `InputError` lists t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
-import pickle
 import platform
 import re
 import shutil
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -30,32 +29,20 @@ from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ecgfm.config import STRICT, ModelConfig, from_dict, to_dict
+from ecgfm import published
+from ecgfm.config import STRICT, ModelConfig, Share, from_dict, to_dict
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.files import sha256_of, sync
 from ecgfm.model import PRETRAINING_HEADS, Classifier, Encoder, PretrainModel
+from ecgfm.published import read_published, torch_load
 
 MODEL, OPTIMIZER, META = "model.safetensors", "optimizer.pt", "meta.json"
 BEST = "best.json"
 
-PUBLISHED_SAMPLING_RATE_HZ = 500.0
-PUBLISHED_SEGMENT_SAMPLES = 2500
-PUBLISHED_DEFAULT_HEADS = 12
+Kind = Literal["pretrained", "finetuned"]
+Aggregation = Literal["mean", "max"]
 
 _STEP = re.compile(r"step_(\d{7,})")
-
-# What torch.load raises for a file that is no checkpoint or a damaged one (found by damaging files at random).
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    struct.error,
-    pickle.UnpicklingError,
-)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -65,21 +52,28 @@ class Meta:
     kind: `pretrained` (encoder and pretraining heads) or `finetuned` (encoder and classifier)
     leads: the leads of the input, in order
     segment_samples: samples per lead of the segments trained on
+    standardisation: `record`: each lead minus its mean, divided by its population standard deviation, both over the
+        whole record; 0 where it does not vary
     labels: what each logit is, in order; empty where pretrained, and where a published file does not say
     aggregation: label -> how a record's probability comes from its segments'
+    thresholds: label -> the probability of a record from which on it is called present; empty where none was chosen
+    training_data: what was trained on -> digest of its content (`training.training_data`)
     progress: the caller's own, as JSON: position in the data, best score so far
     versions: of the libraries that wrote it; `save` fills them in
     files: sha256 of the files beside meta.json; `save` fills them in
     """
 
-    kind: Literal["pretrained", "finetuned"]
+    kind: Kind
     model: ModelConfig
     leads: tuple[str, ...]
     sampling_rate_hz: float
     segment_samples: int
+    standardisation: Literal["record"] = "record"
     step: int = 0
     labels: tuple[str, ...] = ()
-    aggregation: dict[str, Literal["mean", "max"]] = dataclasses.field(default_factory=dict)
+    aggregation: dict[str, Aggregation] = dataclasses.field(default_factory=dict)
+    thresholds: dict[str, Share] = dataclasses.field(default_factory=dict)
+    training_data: dict[str, str] = dataclasses.field(default_factory=dict)
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -87,8 +81,9 @@ class Meta:
     def __post_init__(self) -> None:
         if len(self.leads) != self.model.n_leads:
             raise ValueError(f"leads must be {self.model.n_leads}, as the model takes, and are {len(self.leads)}")
-        if set(self.aggregation) - set(self.labels):
-            raise ValueError("aggregation must be of the labels, and names others")
+        for name, of_label in (("aggregation", self.aggregation), ("thresholds", self.thresholds)):
+            if set(of_label) - set(self.labels):
+                raise ValueError(f"{name} must be of the labels, and names others")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +99,7 @@ class Checkpoint:
     state: dict[str, Tensor]
 
     @property
-    def kind(self) -> Literal["pretrained", "finetuned"]:
+    def kind(self) -> Kind:
         """`pretrained` or `finetuned`."""
         return self.meta.kind
 
@@ -130,7 +125,15 @@ def save(
     optimizer_state: all that resuming needs besides, of tensors and plain values: optimizer, generators
     """
     final = directory / f"step_{step:07d}"
-    partial = directory / f".{final.name}.partial"
+    write(final, model_state, optimizer_state, dataclasses.replace(meta, step=step))
+    return final
+
+
+def write(
+    final: Path, model_state: Mapping[str, Tensor], optimizer_state: Mapping[str, Any] | None, meta: Meta
+) -> None:
+    """`save`, with another name than its step: `final` is the checkpoint's directory."""
+    partial = final.with_name(f".{final.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -140,16 +143,14 @@ def save(
     if optimizer_state is not None:
         torch.save(dict(optimizer_state), partial / OPTIMIZER)
     files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
-    described = dataclasses.replace(meta, step=step, versions=_versions(), files=files)
     for name in files:
         sync(partial / name)
-    _write(partial / META, to_dict(described))
+    _write(partial / META, to_dict(dataclasses.replace(meta, versions=_versions(), files=files)))
     sync(partial)
     if final.exists():
         _remove(final)
     partial.rename(final)
-    sync(directory)
-    return final
+    sync(final.parent)
 
 
 def steps(directory: Path) -> dict[int, Path]:
@@ -210,18 +211,33 @@ def keep_last(directory: Path, n: int) -> None:
 def load(path: Path, n_heads: int | None = None) -> Checkpoint:
     """Read a checkpoint: a directory of ours (`.../step_0000200`) or a published ECG-FM file (`.pt`).
 
-    A published file's architecture is read from its tensors, because a finetuned one may carry the default architecture
-    in place of its own; only the number of attention heads leaves no trace in them and comes from the file's
-    configuration, or from `n_heads`. Published files are of 12 leads, 500 Hz and 5 s, and name no labels.
+    Published files are of 12 leads, 500 Hz and 5 s, and name no labels. Their number of attention heads comes from
+    their configuration, or from `n_heads` (`published.read_published`).
 
     Raises:
-        InputError: not there, damaged, or its tensors are not exactly those of the architecture.
+        InputError: not there, damaged, its tensors are not exactly those of the architecture, or hold NaN or infinity.
     """
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint")
     checkpoint = _load_directory(path) if path.is_dir() else _load_published(path, n_heads)
     _check(_without_weights(checkpoint), checkpoint.state, str(path))
+    broken = [name for name, tensor in checkpoint.state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path}: {len(broken)} of its {len(checkpoint.state)} tensors hold NaN or infinity, the first is "
+            f"{broken[0]}; the training that wrote it had failed: take an earlier checkpoint"
+        )
     return checkpoint
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors: their names, types, shapes and values. Equal weights have equal digests, in whatever
+    file they lie."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_optimizer(path: Path) -> dict[str, Any]:
@@ -234,7 +250,7 @@ def load_optimizer(path: Path) -> dict[str, Any]:
     if OPTIMIZER not in meta.files:
         raise InputError(f"{path}: holds no {OPTIMIZER}, so training cannot go on from it; name it as a start instead")
     _verify(path, meta, OPTIMIZER)
-    return _torch_load(path / OPTIMIZER)
+    return torch_load(path / OPTIMIZER)
 
 
 def build(checkpoint: Checkpoint) -> PretrainModel | Classifier:
@@ -342,109 +358,18 @@ def _verify(path: Path, meta: Meta, name: str) -> None:
 
 
 def _load_published(path: Path, n_heads: int | None) -> Checkpoint:
-    loaded = _torch_load(path)
-    tensors, cfg = loaded.get("model"), loaded.get("cfg")
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise InputError(f"{path}: expected a published ECG-FM checkpoint with its tensors under 'model', found none")
-    cfg_model = cfg.get("model") if isinstance(cfg, dict) else None
-    state = {_current_name(name): tensor.float() for name, tensor in tensors.items()}
-    finetuned = "proj.weight" in state
-    try:
-        model = _architecture(state, "encoder." if finetuned else "", cfg_model or {}, n_heads, path)
-    except KeyError as error:
-        raise InputError(f"{path}: its tensors are not an ECG-FM model's: missing {error.args[0]}") from error
-    if model.n_leads != len(LEADS):
-        raise InputError(f"{path}: expected a model of {len(LEADS)} leads, found {model.n_leads}; which, it cannot say")
+    if path.name in (MODEL, OPTIMIZER, META) and (path.parent / META).is_file():
+        raise InputError(f"{path}: a part of a checkpoint; name the directory, {path.parent}")
+    found = read_published(path, n_heads)
     meta = Meta(
-        kind="finetuned" if finetuned else "pretrained",
-        model=model,
+        kind="finetuned" if found.finetuned else "pretrained",
+        model=found.model,
         leads=LEADS,
-        sampling_rate_hz=PUBLISHED_SAMPLING_RATE_HZ,
-        segment_samples=PUBLISHED_SEGMENT_SAMPLES,
+        sampling_rate_hz=published.SAMPLING_RATE_HZ,
+        segment_samples=published.SEGMENT_SAMPLES,
+        step=found.step,
     )
-    return Checkpoint(path, meta, state)
-
-
-def _current_name(name: str) -> str:
-    """Weight norm's parameters had other names before torch 2.0."""
-    for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
-        if name.endswith(f"conv_pos.pos_conv.0.{old}"):
-            return name.removesuffix(old) + f"parametrizations.weight.{new}"
-    return name
-
-
-def _architecture(
-    state: Mapping[str, Tensor], prefix: str, cfg_model: Mapping[str, Any], n_heads: int | None, path: Path
-) -> ModelConfig:
-    """The architecture whose tensors these are. The strides, which they do not show, equal the kernels as published.
-
-    Raises:
-        KeyError: a tensor that tells the architecture is missing.
-        InputError: the number of heads cannot be known, or the numbers do not fit each other.
-    """
-    if cfg_model.get("layer_norm_first"):
-        raise InputError(f"{path}: expected a post-norm transformer, found layer_norm_first; it cannot be loaded")
-
-    def shape(name: str, dimensions: int) -> torch.Size:
-        tensor = state[prefix + name]
-        if tensor.ndim != dimensions:
-            raise InputError(f"{path}: {prefix + name}: expected {dimensions} dimensions, found {tuple(tensor.shape)}")
-        return tensor.shape
-
-    def count(pattern: str) -> int:
-        numbers = [int(m[1]) for name in state if (m := re.match(re.escape(prefix) + pattern, name))]
-        return max(numbers, default=-1) + 1
-
-    n_convs = count(r"feature_extractor\.conv_layers\.(\d+)\.")
-    kernels = [shape(f"feature_extractor.conv_layers.{i}.0.weight", 3)[2] for i in range(n_convs)]
-    channels, n_leads, _ = shape("feature_extractor.conv_layers.0.0.weight", 3)
-    width, group_width, pos_kernel = shape("conv_pos.pos_conv.0.parametrizations.weight.original1", 3)
-    found: dict[str, Any] = {
-        "n_leads": n_leads,
-        "conv_channels": channels,
-        "conv_kernels": kernels,
-        "conv_strides": kernels,
-        "width": width,
-        "n_layers": count(r"encoder\.layers\.(\d+)\."),
-        "ffn_width": shape("encoder.layers.0.fc1.weight", 2)[0],
-        "pos_conv_kernel": pos_kernel,
-        "pos_conv_groups": width // group_width,
-    }
-    if not prefix:
-        _, all_entries, entry_width = shape("quantizer.vars", 3)
-        contrast_width, codebook_width = shape("project_q.weight", 2)
-        found |= {
-            "n_codebooks": codebook_width // entry_width,
-            "codebook_entries": all_entries * entry_width // codebook_width,
-            "codebook_width": codebook_width,
-            "contrast_width": contrast_width,
-        }
-    return from_dict(ModelConfig, found | {"n_heads": n_heads or _heads(cfg_model, found, path)}, str(path))
-
-
-def _heads(cfg_model: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> int:
-    """The number of heads as the file's configuration has it, if that can be this model's."""
-    heads = cfg_model.get("encoder_attention_heads")
-    theirs = {"width": "encoder_embed_dim", "n_layers": "encoder_layers", "ffn_width": "encoder_ffn_embed_dim"}
-    its_own = all(cfg_model.get(key, found[ours]) == found[ours] for ours, key in theirs.items())
-    # A configuration of another architecture is the default one, and then so are its heads.
-    if not isinstance(heads, int) or heads < 1 or (not its_own and heads == PUBLISHED_DEFAULT_HEADS):
-        raise InputError(
-            f"{path}: its configuration is not that of its tensors (width {found['width']}, {found['n_layers']} "
-            f"layers), so the number of attention heads is unknown; give n_heads"
-        )
-    return heads
-
-
-def _torch_load(path: Path) -> dict[str, Any]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{path}: not a checkpoint, or a damaged one ({reason}); get it again") from error
-    if not isinstance(loaded, dict):
-        raise InputError(f"{path}: expected a checkpoint (a dict), found {type(loaded).__name__}")
-    return loaded
+    return Checkpoint(path, meta, found.state)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import importlib.metadata
+import json
+import math
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -425,30 +431,235 @@ def test_a_published_file_of_another_network_is_refused(tmp_path: Path) -> None:
     assert "missing encoder.encoder.layers.0." in dropped
 
 
-def test_a_damaged_published_file_is_refused(tmp_path: Path) -> None:
+def refusal(path: Path) -> str:
+    """The line with which a file is refused."""
+    with pytest.raises(InputError) as caught:
+        checkpoints.load(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert "\x1b" not in message
+    return message
+
+
+def test_a_published_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     path = published(tmp_path, as_published(PRETRAINED))
     whole = path.read_bytes()
     generator = np.random.default_rng(0)
-    for share in (0.0, 0.01, 0.3, 0.6, 0.99):
-        path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(InputError, match="not a checkpoint, or a damaged one"):
-            checkpoints.load(path)
-    for _ in range(60):  # the pickle lies in the first bytes
+    for length in (1, 3, 63, 64, len(whole) - 1, *generator.integers(5, len(whole), 60)):
+        path.write_bytes(whole[:length])
+        assert re.search("cut short|not a checkpoint", refusal(path))
+    path.write_bytes(whole)
+    checkpoints.load(path)
+
+
+def test_a_flipped_bit_anywhere_in_the_content_of_a_published_file_is_noticed(tmp_path: Path) -> None:
+    path = published(tmp_path, as_published(PRETRAINED))
+    whole = path.read_bytes()
+    generator = np.random.default_rng(1)
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if entry.file_size]
+    for entry in generator.permutation(np.array(entries, dtype=object))[:40]:
+        at = whole.index(entry.filename.encode(), entry.header_offset) + len(entry.filename)
+        padding = int.from_bytes(whole[entry.header_offset + 28 : entry.header_offset + 30], "little")
         damaged = bytearray(whole)
-        for place in generator.integers(0, 3000, 20):
+        damaged[at + padding + generator.integers(entry.file_size)] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        assert f"damaged: {entry.filename} in it is not what was written" in refusal(path)
+
+
+def test_bytes_written_over_a_published_file_never_change_what_is_read(tmp_path: Path) -> None:
+    """Headers of the archive included: what is not refused is read as it was."""
+    path = published(tmp_path, as_published(PRETRAINED))
+    whole, before = path.read_bytes(), checkpoints.load(path).state
+    generator = np.random.default_rng(2)
+    refused = 0
+    for trial in range(120):
+        damaged = bytearray(whole)
+        start = len(whole) - 6000 if trial % 2 else 0
+        for place in generator.integers(start, start + 6000, int(generator.integers(1, 10))):
             damaged[place] = generator.integers(256)
         path.write_bytes(damaged)
-        with pytest.raises(InputError):
-            checkpoints.load(path)
+        try:
+            found = checkpoints.load(path)
+        except InputError:
+            refused += 1
+        else:
+            assert_same(found.state, before)
+    assert refused > 60
 
 
-def test_a_published_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    path = published(tmp_path, as_published(PRETRAINED) | {"args": os.system})
-    with pytest.raises(InputError, match="not a checkpoint"):
-        checkpoints.load(path)
+def test_what_people_take_for_a_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mimic_iv_ecg_finetuned.pt"
+
+    def message(content: bytes) -> str:
+        path.write_bytes(content)
+        return refusal(path)
+
+    assert "the file is empty" in message(b"")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1090000000\n"
+    assert "Git LFS pointer" in message(pointer)
+    assert "git lfs pull" in message(pointer)
+    for page in (b"<!DOCTYPE html><html><title>Log in</title>", b"\n <html>", b"\xef\xbb\xbf<?xml version='1.0'?>"):
+        assert "a web page in place of the file" in message(page)
+    assert "JSON" in message(b'{"error": "Invalid username or password."}')
+    assert "gzip" in message(gzip.compress(b"weights"))
+    for noise in (b"\0", b"\x80\x02}q\0.", b"abc", bytes(1000), np.random.default_rng(0).bytes(5000)):
+        assert re.search("not a checkpoint|expected a published", message(noise))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("checkpoints/best.pt", b"weights")
+    assert "a zip archive without a checkpoint's data.pkl" in refusal(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10_000_000))
+    assert "a/data.pkl in it is not what was written" in refusal(path)
     safetensors.torch.save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(InputError, match="not a checkpoint"):
-        checkpoints.load(path)
+    assert "a safetensors file alone" in refusal(path)
+
+
+def test_a_part_of_a_checkpoint_names_the_whole(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    for name in ("model.safetensors", "meta.json"):
+        assert f"name the directory, {path}" in refusal(path / name)
+
+
+class Malicious:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.made),)
+
+
+def test_a_published_file_that_would_run_code_runs_nothing(tmp_path: Path) -> None:
+    path, made = tmp_path / "published.pt", tmp_path / "made"
+    pickle.loads(pickle.dumps(Malicious(made)))
+    assert made.is_dir()  # it would
+    made.rmdir()
+    contents = as_published(PRETRAINED) | {"args": Malicious(made)}
+    torch.save(contents, path)
+    assert "asks for posix.mkdir, and no code is run" in refusal(path)
+    torch.save(contents, path, _use_new_zipfile_serialization=False)
+    assert "not a checkpoint" in refusal(path)
+    path.write_bytes(pickle.dumps(Malicious(made)))
+    assert "not a checkpoint" in refusal(path)
+    assert not made.exists()
+
+
+def test_a_published_file_of_an_older_torch_is_read(tmp_path: Path) -> None:
+    contents = as_published(PRETRAINED)
+    torch.save(contents, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert_same(checkpoints.load(tmp_path / "old.pt").state, contents["model"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    contents = as_published(FINETUNED)
+    contents["model"]["proj.bias"][1] = value
+    assert "1 of its" in (message := refusal(published(tmp_path, contents)))
+    assert "proj.bias" in message
+    ours = checkpoints.save(tmp_path, 1, contents["model"], None, FINETUNED)
+    assert "hold NaN or infinity, the first is proj.bias" in refusal(ours)
+
+
+def test_tensors_that_are_not_dense_floats_are_refused(tmp_path: Path) -> None:
+    name = "post_extract_proj.weight"
+    small = torch.zeros(1)
+    for tensor in (
+        torch.zeros(16, 8, dtype=torch.int64),
+        torch.zeros(16, 8, dtype=torch.complex64),
+        torch.zeros(16, 8).to_sparse(),
+        torch.zeros(16, 8, device="meta"),
+        torch.zeros(0, 8),
+        small.expand(100_000, 100_000),  # 40 GB, were it copied
+    ):
+        contents = as_published(PRETRAINED)
+        contents["model"][name] = tensor
+        assert f"{name}: expected a dense tensor of floats" in refusal(published(tmp_path, contents))
+
+
+def test_layers_without_end_are_refused_at_once(tmp_path: Path) -> None:
+    contents = as_published(PRETRAINED)
+    contents["model"]["encoder.layers.999999999.fc1.weight"] = torch.zeros(1)
+    assert "found one numbered 999,999,999" in refusal(published(tmp_path, contents))
+
+
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
+    contents = as_published(PRETRAINED)
+    contents["model"] = {name: tensor.half() for name, tensor in contents["model"].items()}
+    found = checkpoints.load(published(tmp_path, contents))
+    assert_same(found.state, {name: tensor.float() for name, tensor in contents["model"].items()})
+
+
+# ---- digest
+
+
+def test_equal_weights_have_equal_digests_in_whatever_file(tmp_path: Path) -> None:
+    contents = as_published(FINETUNED)
+    new = checkpoints.load(published(tmp_path, contents))
+    stem = "encoder.conv_pos.pos_conv.0."
+    for now, then in (("original0", "weight_g"), ("original1", "weight_v")):
+        contents["model"][stem + then] = contents["model"].pop(f"{stem}parametrizations.weight.{now}")
+    old = checkpoints.load(published(tmp_path, contents))
+    ours = checkpoints.load(saved(tmp_path, FINETUNED))
+    assert list(old.state) != list(new.state)
+    assert len({checkpoints.digest(found.state) for found in (new, old, ours)}) == 1
+
+
+def test_any_other_weights_have_another_digest() -> None:
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(2)}
+    others = [
+        {"a": state["a"]},
+        {"a": state["a"], "c": state["b"]},
+        {"a": state["a"].view(3, 2), "b": state["b"]},
+        {"a": state["a"], "b": state["b"].int()},
+        {"a": state["a"], "b": torch.tensor([0.0, 1e-45])},
+        {"a": state["a"], "b": torch.tensor([0.0, -0.0])},
+    ]
+    found = {checkpoints.digest(one) for one in (state, *others)}
+    assert len(found) == 1 + len(others)
+    assert checkpoints.digest(dict(reversed(state.items()))) == checkpoints.digest(state)
+    assert checkpoints.digest({"a": state["a"].t().contiguous().t(), "b": state["b"]}) == checkpoints.digest(state)
+
+
+# ---- what travels with the weights
+
+
+def test_what_is_needed_to_use_the_weights_travels_with_them(tmp_path: Path) -> None:
+    meta = dataclasses.replace(FINETUNED, thresholds={"AF": 0.25}, training_data={"manifests": "0f" * 16})
+    found = checkpoints.load(saved(tmp_path, meta)).meta
+    assert (found.labels, found.aggregation) == (("AF", "VT"), {"AF": "mean", "VT": "max"})
+    assert (found.thresholds, found.training_data) == (meta.thresholds, meta.training_data)
+    assert (found.leads, found.sampling_rate_hz, found.standardisation) == (LEADS, 500, "record")
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
+def test_a_threshold_is_a_probability_of_a_label(threshold: float) -> None:
+    with pytest.raises(ValueError, match="thresholds"):
+        dataclasses.replace(FINETUNED, thresholds={"AF": threshold})
+    with pytest.raises(ValueError, match="thresholds must be of the labels"):
+        dataclasses.replace(FINETUNED, thresholds={"PVC": 0.5})
+
+
+def test_a_meta_written_before_there_were_thresholds_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path, FINETUNED)
+    written = json.loads((path / "meta.json").read_text())
+    for name in ("standardisation", "thresholds", "training_data"):
+        del written[name]
+    (path / "meta.json").write_text(json.dumps(written))
+    found = checkpoints.load(path).meta
+    assert (found.standardisation, found.thresholds, found.training_data) == ("record", {}, {})
+
+
+def test_the_steps_of_a_published_file_are_its_optimizers(tmp_path: Path) -> None:
+    history = [{"num_updates": 7}, {"num_updates": 20}]
+    assert (
+        checkpoints.load(published(tmp_path, as_published(PRETRAINED) | {"optimizer_history": history})).meta.step == 20
+    )
+    for unknown in (None, [], [None], [{"num_updates": "20"}], {"num_updates": 20}):
+        contents = as_published(PRETRAINED) | {"optimizer_history": unknown}
+        assert checkpoints.load(published(tmp_path, contents)).meta.step == 0
 
 
 def test_the_reference_files_are_read_and_computed(shared: Path) -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 WORDS = {"ecg", "config"}
 TABLES = {*WORDS, "contracts"}
 RECORDS = {*TABLES, "sources", "signals", "quality", "shards"}
-MODEL = {"data", "model", "losses", "checkpoints", "training", "predict"}
+MODEL = {"data", "augment", "model", "losses", "published", "checkpoints", "training", "predict"}
 TRAINING = {*TABLES, *MODEL, "shards", "label_space", "metrics"}
 
 # module, or package for all of its modules -> the modules of ecgfm that it may import
@@ -67,8 +67,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench_tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
     # ---- torch begins here
     "model": WORDS,
+    "augment": WORDS,
     "losses": {*WORDS, "model"},
-    "checkpoints": {*WORDS, "files", "model"},
+    "published": WORDS,
+    "checkpoints": {*WORDS, "files", "model", "published"},
     "data": {*TABLES, "shards"},
     "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
