@@ -3,26 +3,31 @@
 Torch begins here. An example is one segment (finetuning, prediction) or a pair of them (pretraining). The order of
 visits is a pure function of seed and epoch, and so a batch is one of seed and its number: a run that resumes at step k
 reads what it would have read had it never stopped.
+
+Threads read ahead, not processes: a segment is one system call that lets go of the interpreter, straight into its place
+in the batch, and nothing is sent from process to process.
 """
 
 from __future__ import annotations
 
 import resource
-import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ecgfm.ecg import INVALID, InputError
 from ecgfm.shards import ShardReader
 
-SPARE_OPEN_FILES = 128  # libraries, logs, pipes of the loader
+SPARE_OPEN_FILES = 128  # libraries, logs
+AHEAD = 2  # batches that wait or are being read, for each thread
 
 
 class Batch(NamedTuple):
@@ -31,16 +36,21 @@ class Batch(NamedTuple):
     numbers: (example,) int64, which examples these are
     digital: (segment, lead, time) int16; of pairs, all first segments and then all second ones
     scale, offset: (segment, lead) float32, of `ShardReader.standardisation`
+    sd_mv: (segment, lead) float32, millivolt: one step of the standardised signal; 0 of a constant or missing lead
     """
 
     numbers: Tensor
     digital: Tensor
     scale: Tensor
     offset: Tensor
+    sd_mv: Tensor
 
 
 class Shards:
-    """The shards of several slices as one. Each process opens its own files, and only those it reads."""
+    """The shards of several slices as one. Several threads may read at once, and so may a forked or spawned process.
+
+    Opening takes some 3 us a segment, and 150 bytes: where each lies, and what standardises it, is known from then on.
+    """
 
     def __init__(self, directories: Sequence[Path]) -> None:
         """directories: of prepared slices, each with its `shard.h5`
@@ -50,26 +60,28 @@ class Shards:
         """
         if not directories:
             raise InputError("expected prepared slices, found none")
-        self._paths = [Path(directory) / "shard.h5" for directory in directories]
-        self._readers: dict[int, tuple[ShardReader, np.ndarray, np.ndarray]] = {}
+        _allow_open_files(len(directories) + SPARE_OPEN_FILES)
+        self._readers: list[ShardReader] = []
         self._number: dict[tuple[str, str], int] = {}
-        self._n_segments: list[int] = []
-        facts = []
-        for number, path in enumerate(self._paths):
+        facts, values = [], []
+        for number, directory in enumerate(directories):
+            path = Path(directory) / "shard.h5"
             shard = ShardReader(path)
+            self._readers.append(shard)
             if self._number.setdefault((shard.source, shard.slice_id), number) != number:
                 raise InputError(f"{path}: the slice {shard.source} {shard.slice_id} is there twice")
-            self._n_segments.append(shard.n_segments)
             facts.append((shard.sampling_rate_hz, shard.segment_samples, shard.leads))
-            shard.close()
             if facts[-1] != facts[0]:
                 raise InputError(
                     f"{path}: expected segments of {facts[0][1]} samples at {facts[0][0]:g} Hz with {len(facts[0][2])} "
-                    f"leads as in {self._paths[0]}, found {facts[-1][1]} at {facts[-1][0]:g} Hz with "
+                    f"leads as in {self._readers[0].path}, found {facts[-1][1]} at {facts[-1][0]:g} Hz with "
                     f"{len(facts[-1][2])}; prepare all slices in one way"
                 )
+            values.append(np.stack([*shard.standardisation(), shard.sd_mv()]))
         self.sampling_rate_hz, self.segment_samples, self.leads = facts[0]
-        _allow_open_files(len(self._paths) + SPARE_OPEN_FILES)
+        self._n_segments = np.array([shard.n_segments for shard in self._readers])
+        self._first = np.cumsum(self._n_segments) - self._n_segments  # segment of each shard, of all in a row
+        self._values = np.concatenate(values, axis=1)  # (3, segment, lead): scale, offset, sd_mv
 
     def places(self, table: pl.DataFrame, row_column: str = "shard_row") -> np.ndarray:
         """Where the segments of a manifest lie: (row of the table, 2) int64, number of the shard and row in it.
@@ -85,43 +97,38 @@ class Shards:
             source, slice_id = error.args[0]
             raise InputError(f"the manifest names the slice {source} {slice_id}, which was not given") from error
         places = np.stack([np.array(shard, np.int64), table[row_column].to_numpy().astype(np.int64)], axis=1)
-        beyond = places[:, 1] >= np.array(self._n_segments)[places[:, 0]]
+        beyond = places[:, 1] >= self._n_segments[places[:, 0]]
         if beyond.any():
             number, row = places[beyond][0]
             raise InputError(
-                f"{self._paths[number]}: the manifest names row {row}, the shard has {self._n_segments[number]} rows"
+                f"{self._readers[number].path}: the manifest names row {row}, the shard has "
+                f"{self._n_segments[number]} rows"
             )
         return places
 
-    def read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The segments at `places` (segment, 2): digital (segment, lead, time) int16; scale, offset (segment, lead).
+    def read(self, numbers: np.ndarray, places: np.ndarray, pinned: bool = False) -> Batch:
+        """The batch of the examples `numbers`, whose segments lie at `places` (segment, 2).
+
+        pinned: in memory that a GPU copies from without waiting. PyTorch keeps such memory and hands it out again, once
+            the copies that were asked for are done
 
         Raises:
             InputError: a shard that cannot be read.
         """
-        n_leads = len(self.leads)
-        digital = np.empty((len(places), n_leads, self.segment_samples), np.int16)
-        scale, offset = np.empty((2, len(places), n_leads), np.float32)
-        for i, (number, row) in enumerate(places):
-            try:
-                if number not in self._readers:
-                    reader = ShardReader(self._paths[number])
-                    self._readers[number] = (reader, *reader.standardisation())
-                reader, scales, offsets = self._readers[number]
-                digital[i] = reader.digital([row])[0]
-            except OSError as error:
-                raise InputError(f"{self._paths[number]}: row {row} cannot be read: {error}") from error
-            scale[i], offset[i] = scales[row], offsets[row]
-        return digital, scale, offset
+        shape = (len(places), len(self.leads))
+        digital = torch.empty((*shape, self.segment_samples), dtype=torch.int16, pin_memory=pinned)
+        values = torch.empty((3, *shape), pin_memory=pinned)
+        for into, (number, row) in zip(digital.numpy(), places.tolist(), strict=True):
+            self._readers[number].read(row, into)
+        of_all = self._first[places[:, 0]] + places[:, 1]
+        for of_segment, into in zip(self._values, values.numpy(), strict=True):
+            np.take(of_segment, of_all, axis=0, out=into)
+        return Batch(torch.from_numpy(numbers), digital, *values)
 
     def close(self) -> None:
-        """Close the files that this process has opened."""
-        for reader, _, _ in self._readers.values():
+        """Close the files. No loader may be reading."""
+        for reader in self._readers:
             reader.close()
-        self._readers.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_readers": {}}  # HDF5 handles stay in their process
 
 
 def standardise(batch: Batch, device: torch.device) -> Tensor:
@@ -134,27 +141,109 @@ def standardise(batch: Batch, device: torch.device) -> Tensor:
     return torch.addcmul(offset, digital.float(), scale).masked_fill_(digital == INVALID, 0)
 
 
-def visits(n_examples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def visits(
+    n_examples: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    *,
+    weights: np.ndarray | None = None,
+    multiple: int = 1,
+) -> list[np.ndarray]:
     """The batches of one epoch: every example once, in an order drawn from (seed, epoch), batches equal to within one.
 
     100 examples at a batch size of 64 make two batches of 50 rather than 64 and 36: no example is left out, and no
     batch is much smaller than the others.
+
+    weights: (example,) how often an example is visited, relative to others; 0: never. An epoch has as many visits as
+        there are examples with a weight above 0, and each comes as often as its share of the weights says, rounded down
+        or up by a draw that is right on average. Its visits lie evenly apart: two meet in one batch only where that
+        is about as long as the epoch over their number
+    multiple: every batch is a multiple of so many examples (processes that share it); up to `multiple` - 1 visits
+        of an epoch are left out, others in each epoch
+
+    Raises:
+        InputError: see `batches_per_epoch`.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(n_examples)
-    return np.array_split(order, batches_per_epoch(n_examples, batch_size))
+    n_batches = batches_per_epoch(n_examples, batch_size, weights=weights, multiple=multiple)
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(n_examples) if weights is None else _weighted_order(weights, random)
+    groups = order[: len(order) - len(order) % multiple].reshape(-1, multiple)
+    return [batch.reshape(-1) for batch in np.array_split(groups, n_batches)]
 
 
-def batches_per_epoch(n_examples: int, batch_size: int) -> int:
-    """How many batches `visits` makes."""
-    return -(-n_examples // batch_size)
+def _weighted_order(weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Systematic resampling (Kitagawa 1996, J. Comput. Graph. Stat. 5:1) of the examples, shuffled first."""
+    examples = random.permutation(np.flatnonzero(weights))
+    share = np.cumsum(weights[examples], dtype=np.float64)
+    edges = np.floor(share / share[-1] * len(examples) + random.random()).astype(np.int64)
+    counts = np.diff(edges, prepend=0)
+    visit = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, ... of each example
+    when = (visit + np.repeat(random.random(len(examples)), counts)) / np.repeat(counts, counts)
+    return np.repeat(examples, counts)[np.argsort(when, kind="stable")]
 
 
-def visits_from(n_examples: int, batch_size: int, seed: int, first: int, stop: int) -> Iterator[np.ndarray]:
-    """The batches numbered first .. stop - 1 of a run, epoch after epoch."""
-    per_epoch = batches_per_epoch(n_examples, batch_size)
+def batches_per_epoch(n_examples: int, batch_size: int, *, weights: np.ndarray | None = None, multiple: int = 1) -> int:
+    """How many batches `visits` makes.
+
+    Raises:
+        InputError: weights that are not of these examples or none of them above 0, or fewer visits than `multiple`, or
+            a batch size that is none.
+    """
+    n_visits = n_examples
+    if weights is not None:
+        if weights.shape != (n_examples,) or not np.isfinite(weights).all() or (weights < 0).any():
+            raise InputError(f"expected a weight of 0 or more for each of {n_examples:,} examples")
+        n_visits = int(np.count_nonzero(weights))
+        if n_visits == 0:
+            raise InputError(f"all {n_examples:,} examples have weight 0; give at least one source a weight above 0")
+    if batch_size % multiple:
+        raise InputError(f"a batch of {batch_size} cannot be shared by {multiple} processes; use a multiple of them")
+    if n_visits < multiple:
+        raise InputError(f"{n_visits} examples are too few for {multiple} processes; use fewer processes")
+    return -(-(n_visits - n_visits % multiple) // batch_size)
+
+
+def visits_from(
+    n_examples: int,
+    batch_size: int,
+    seed: int,
+    first: int,
+    stop: int,
+    *,
+    weights: np.ndarray | None = None,
+    multiple: int = 1,
+) -> Iterator[np.ndarray]:
+    """The batches numbered first .. stop - 1 of a run, epoch after epoch; `weights` and `multiple` as in `visits`."""
+    per_epoch = batches_per_epoch(n_examples, batch_size, weights=weights, multiple=multiple)
     for epoch in range(first // per_epoch, -(-stop // per_epoch)):
         start = epoch * per_epoch
-        yield from visits(n_examples, batch_size, seed, epoch)[max(first - start, 0) : stop - start]
+        of_epoch = visits(n_examples, batch_size, seed, epoch, weights=weights, multiple=multiple)
+        yield from of_epoch[max(first - start, 0) : stop - start]
+
+
+def subset(keys: Sequence[str | None], fallback: Sequence[str], share: float) -> np.ndarray:
+    """Which examples belong to a share of the patients: (example,) bool.
+
+    A patient is in by the hash of its id alone: the same ones whatever else is there, in whatever order, in every
+    manifest; those of a smaller share are among those of a larger one, and a share of 1 has all.
+
+    keys: `patient_id` of each example, None where unknown
+    fallback: `record_id` of each example, which stands in for an unknown patient
+
+    Raises:
+        InputError: nothing is left.
+    """
+    chosen = np.array([_place(key or other) < share for key, other in zip(keys, fallback, strict=True)], bool)
+    if not chosen.any():
+        raise InputError(f"subset: a share of {share:g} leaves none of {len(chosen):,} examples; use a larger one")
+    return chosen
+
+
+def _place(identity: str) -> float:
+    """Uniform on [0, 1), and nothing to do with the hash that splits are made by."""
+    digest = blake2b(identity.encode(), digest_size=8, person=b"ecgfm-subset").digest()
+    return (int.from_bytes(digest) >> 11) / 2**53  # as many bits as a float has: 1 is never reached
 
 
 def in_order(n_examples: int, batch_size: int) -> Iterator[np.ndarray]:
@@ -165,41 +254,35 @@ def in_order(n_examples: int, batch_size: int) -> Iterator[np.ndarray]:
 def load(
     shards: Shards, places: np.ndarray, batches: Iterator[np.ndarray], device: torch.device, workers: int = 0
 ) -> Iterator[Batch]:
-    """Read batch after batch.
+    """Read batch after batch, the same ones in the same order whatever the number of workers.
 
     places: (example, segment of the example, 2), from `Shards.places`
     batches: the numbers of the examples of each batch
-    workers: processes that read ahead; 0: this one reads when asked
+    device: where the batches will go; for a GPU they are in pinned memory
+    workers: threads that read ahead, `AHEAD` batches each; 0: this one reads when asked
+
+    Raises:
+        InputError: a shard that cannot be read.
     """
-    loader = DataLoader(
-        _Examples(shards, places),
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,  # a forked process would share HDF5's locks
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_outlive_sigterm if workers else None,
-    )
-    return iter(loader)
 
+    def read(numbers: np.ndarray) -> Batch:
+        in_order = places[numbers].swapaxes(0, 1).reshape(-1, 2)  # all first segments, then all second
+        return shards.read(numbers, in_order, pinned=device.type == "cuda")
 
-class _Examples(Dataset[Batch]):
-    """What a worker holds; asked with the numbers of a whole batch."""
-
-    def __init__(self, shards: Shards, places: np.ndarray) -> None:
-        self.shards = shards
-        self.places = places
-
-    def __getitem__(self, numbers: np.ndarray) -> Batch:
-        places = self.places[numbers].swapaxes(0, 1).reshape(-1, 2)  # all first segments, then all second
-        digital, scale, offset = self.shards.read(places)
-        return Batch(*(torch.from_numpy(array) for array in (numbers, digital, scale, offset)))
-
-
-def _outlive_sigterm(worker: int) -> None:
-    """SIGTERM goes to the whole process group: the trainer saves first, and its workers end with it."""
-    del worker
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if workers == 0:
+        yield from map(read, batches)
+        return
+    waiting: deque[Future[Batch]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="load")
+    try:
+        for numbers in batches:
+            waiting.append(pool.submit(read, numbers))
+            if len(waiting) > AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # a batch that is being read is done within milliseconds
 
 
 def pick_device(name: str) -> torch.device:

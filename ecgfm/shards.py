@@ -1,15 +1,18 @@
 """HDF5 shards: the segments of one slice, as int16 with WFDB's own model, one chunk per segment.
 
-A chunk per segment, uncompressed: training reads one segment at random in about 20 us. A record that needed no
-resampling keeps its digital values and gains, without loss; a resampled one is digitised again at the finest
-gain that fits, so that a sample moves by at most 1/131,000 of its lead's range.
+A chunk per segment, uncompressed: a reader learns once where each lies in the file, and from then on one `pread`, past
+HDF5, fetches a segment in 13 us where the file is in memory. A record that needed no resampling keeps its digital
+values and gains, without loss; a resampled one is digitised again at the finest gain that fits, so that a sample moves
+by at most 1/131,000 of its lead's range.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -188,31 +191,62 @@ class _Disk(io.RawIOBase):
 
 
 class ShardReader:
-    """One shard, opened for reading. Open it in the process that reads: HDF5 handles do not survive a fork."""
+    """One shard, opened for reading. Several threads may read at once, and so may a forked process and one that the
+    reader is pickled to: HDF5 opens the file only to learn where the segments lie, and for the values of the leads.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises: InputError: no shard of ours."""
+        """Raises: InputError: no shard of ours, or one whose segments are compressed, in part missing or cut short."""
+        self.path = Path(path)
+        with self._hdf5() as file:
+            if file.attrs.get("format") != FORMAT:
+                raise InputError(
+                    f"{path}: expected a shard of format {FORMAT}, found {file.attrs.get('format')}; prepare it again"
+                )
+            self.source = str(file.attrs["source"])
+            self.slice_id = str(file.attrs["slice_id"])
+            self.sampling_rate_hz = float(file.attrs["sampling_rate_hz"])
+            self.leads = tuple(str(lead) for lead in file.attrs["leads"])
+            self.n_segments, _, self.segment_samples = file["digital"].shape
+            self._offsets = _chunk_offsets(path, file["digital"])
+        self._handle = _open_to_read_at_random(self.path)
+
+    @contextmanager
+    def _hdf5(self) -> Iterator[h5py.File]:
         try:
-            self._file = h5py.File(path, "r")
+            with h5py.File(self.path, "r") as file:
+                yield file
         except OSError as error:
-            raise InputError(f"{path}: not a readable HDF5 file: {error}") from error
-        if self._file.attrs.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: expected a shard of format {FORMAT}, found {self._file.attrs.get('format')}; prepare it again"
-            )
-        self.source = str(self._file.attrs["source"])
-        self.slice_id = str(self._file.attrs["slice_id"])
-        self.sampling_rate_hz = float(self._file.attrs["sampling_rate_hz"])
-        self.leads = tuple(str(lead) for lead in self._file.attrs["leads"])
-        self.n_segments, _, self.segment_samples = self._file["digital"].shape
+            raise InputError(f"{self.path}: not a readable HDF5 file: {error}") from error
+
+    def read(self, row: int, into: np.ndarray) -> None:
+        """One segment, (lead, time) little-endian int16, `INVALID` where there is no sample, straight into `into`.
+
+        Raises:
+            InputError: the disk does not give it.
+        """
+        size, offset = into.nbytes, int(self._offsets[row])
+        try:
+            got = os.preadv(self._handle, [into.data], offset)
+            while got < size:  # a network's file system may give less at a time
+                more = os.preadv(self._handle, [into.data.cast("B")[got:]], offset + got)
+                if more == 0:
+                    raise OSError("the file ends before it")
+                got += more
+        except OSError as error:
+            raise InputError(f"{self.path}: row {row} cannot be read: {error}") from error
 
     def digital(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The segments at `rows`, in that order: (segment, lead, time) int16, `INVALID` where there is no sample."""
-        dataset = self._file["digital"]
-        out = np.empty((len(rows), *dataset.shape[1:]), np.int16)
-        for place, row in enumerate(rows):
-            dataset.read_direct(out, np.s_[int(row)], np.s_[place])
+        out = np.empty((len(rows), len(self.leads), self.segment_samples), "<i2")
+        for segment, row in zip(out, rows, strict=True):
+            self.read(row, segment)
         return out
+
+    def per_lead(self, name: str) -> np.ndarray:
+        """One of `PER_LEAD`: (segment, lead) float64."""
+        with self._hdf5() as file:
+            return np.asarray(file[name])
 
     def standardisation(self) -> tuple[np.ndarray, np.ndarray]:
         """Scale and offset that standardise: `digital * scale + offset`, each (segment, lead) float32.
@@ -220,18 +254,74 @@ class ShardReader:
         The result has mean 0 and population standard deviation 1 over the whole record, lead by lead. A constant
         lead becomes 0. Invalid samples must be set to 0 by the caller: they are `INVALID` in `digital`.
         """
-        gain, baseline, mean_mv, std_mv = (self._file[name][:] for name in PER_LEAD)
+        gain, baseline, mean_mv, std_mv = (self.per_lead(name) for name in PER_LEAD)
         varies = std_mv > 0  # false for NaN: a missing lead
         std_mv = np.where(varies, std_mv, 1.0)
         scale = np.where(varies, 1.0 / (gain * std_mv), 0.0)
         offset = np.where(varies, -(baseline / gain + np.where(varies, mean_mv, 0.0)) / std_mv, 0.0)
         return scale.astype(np.float32), offset.astype(np.float32)
 
+    def sd_mv(self) -> np.ndarray:
+        """(segment, lead) float32, millivolt: the standard deviation that `standardisation` divides by, one step of
+        the standardised signal; 0 of a constant or missing lead."""
+        sd_mv: np.ndarray = np.nan_to_num(self.per_lead("std_mv")).astype(np.float32)
+        return sd_mv
+
     def signal_mv(self, row: int) -> np.ndarray:
         """One segment, (lead, time) float64, millivolt; NaN where invalid."""
-        gain, baseline = self._file["adc_gain_per_mv"][row], self._file["baseline"][row]
+        with self._hdf5() as file:
+            gain, baseline = file["adc_gain_per_mv"][row], file["baseline"][row]
         return Digital(self.digital([row])[0], gain, baseline).to_mv()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):  # not where opening failed
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": -1}  # a number that means nothing in another process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handle = _open_to_read_at_random(self.path)
+
+
+def _chunk_offsets(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """Where in the file each segment begins: (segment,) int64. In about 1 us a segment."""
+    n_segments, *shape = dataset.shape
+    size = 2 * math.prod(shape)
+    filters = dataset.id.get_create_plist().get_nfilters()
+    if dataset.dtype != "<i2" or dataset.chunks != (1, *shape) or filters:
+        raise InputError(
+            f"{path}: expected one uncompressed chunk of int16 per segment, found {dataset.dtype}, chunks of "
+            f"{dataset.chunks} and {filters} filters; prepare it again"
+        )
+    offsets = np.full(n_segments, -1)
+
+    def note(chunk: Any) -> None:
+        if chunk.size == size:
+            offsets[chunk.chunk_offset[0]] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    missing = np.flatnonzero(offsets < 0)
+    if len(missing):
+        raise InputError(
+            f"{path}: {len(missing)} of {n_segments} segments were never written, the first of them row {missing[0]}; "
+            "prepare it again"
+        )
+    return offsets
+
+
+def _open_to_read_at_random(path: Path) -> int:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if hasattr(os, "posix_fadvise"):  # reading ahead would fetch what another batch wants: a fifth slower from disk
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
+    return handle

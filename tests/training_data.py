@@ -128,7 +128,7 @@ def mean_and_std(signal_mv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def slow_standardised(reader: Any, row: int) -> np.ndarray:
     """(lead, time) float64: one sample at a time from the millivolts of a shard."""
     signal_mv = reader.signal_mv(row)
-    mean_mv, std_mv = reader._file["mean_mv"][row], reader._file["std_mv"][row]
+    mean_mv, std_mv = reader.per_lead("mean_mv")[row], reader.per_lead("std_mv")[row]
     out = np.zeros_like(signal_mv)
     stored = reader.digital([row])[0]
     for lead in range(signal_mv.shape[0]):
