@@ -19,7 +19,8 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,11 +34,16 @@ from ecgfm import published
 from ecgfm.config import STRICT, ModelConfig, Share, from_dict, to_dict
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.files import sha256_of, sync
+from ecgfm.fingerprints import digest_of, input_at
 from ecgfm.model import PRETRAINING_HEADS, Classifier, Encoder, PretrainModel
 from ecgfm.published import read_published, torch_load
 
 MODEL, OPTIMIZER, META = "model.safetensors", "optimizer.pt", "meta.json"
 BEST = "best.json"
+
+PAIRS = ("cmsc_*",)
+LABELLED = ("labelled_*", "label_space.yaml")
+"""Which files of the manifests the two kinds of training read."""
 
 Kind = Literal["pretrained", "finetuned"]
 Aggregation = Literal["mean", "max"]
@@ -57,7 +63,7 @@ class Meta:
     labels: what each logit is, in order; empty where pretrained, and where a published file does not say
     aggregation: label -> how a record's probability comes from its segments'
     thresholds: label -> the probability of a record from which on it is called present; empty where none was chosen
-    training_data: what was trained on -> digest of its content (`training.training_data`)
+    training_data: what was trained on -> digest of its content (`training_data` below)
     progress: the caller's own, as JSON: position in the data, best score so far
     versions: of the libraries that wrote it; `save` fills them in
     files: sha256 of the files beside meta.json; `save` fills them in
@@ -151,6 +157,23 @@ def write(
         _remove(final)
     partial.rename(final)
     sync(final.parent)
+
+
+def training_data(inputs: Mapping[str, Any], manifest_files: Sequence[str] = PAIRS) -> dict[str, str]:
+    """What a run learns from, for `Meta.training_data`: `manifests` and, of all slices of a source, `prepare <source>`.
+
+    Digests of content, as the run's key has them, rather than the keys of the directories: a key may change and what
+    is read stay as it was, and then so must the checkpoint. `ecgfm checkpoint show` finds the keys.
+
+    inputs: of the stage: `manifests`, and `slices`, the directories of the prepared slices
+    manifest_files: which files of the manifests it reads
+    """
+    of_source: dict[str, dict[str, str]] = defaultdict(dict)
+    for directory in inputs["slices"]:
+        shard = input_at(directory, "shard.h5")
+        of_source[" ".join(shard.origin.split()[:2])][shard.origin] = shard.digest
+    prepared = {source: digest_of(of_slice) for source, of_slice in sorted(of_source.items())}
+    return {"manifests": input_at(inputs["manifests"], *manifest_files).digest, **prepared}
 
 
 def steps(directory: Path) -> dict[int, Path]:

@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "augment": WORDS,
     "losses": {*WORDS, "model"},
     "published": WORDS,
-    "checkpoints": {*WORDS, "files", "model", "published"},
+    "checkpoints": {*WORDS, "files", "fingerprints", "model", "published"},
     "data": {*TABLES, "shards"},
     "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
