@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -163,3 +166,83 @@ def test_what_is_no_shard_is_one_clear_line(tmp_path: Path, what: str) -> None:
         path.write_bytes(write(path, recorded(0)).read_bytes()[:3000])
     with pytest.raises(InputError, match=r"shard\.h5: (not a readable HDF5 file|expected a shard of format 1, found)"):
         ShardReader(path)
+
+
+def rewritten(path: Path, **how: Any) -> Path:
+    """The shard with its segments as another program would store them, the last one first."""
+    with h5py.File(path, "a") as file:
+        segments = file["digital"][:]
+        del file["digital"]
+        dataset = file.create_dataset("digital", **({"shape": segments.shape, "dtype": "<i2"} | how))
+        for row in reversed(range(len(segments))):
+            dataset[row] = segments[row]
+    return path
+
+
+def test_segments_are_found_wherever_they_lie_in_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "shard.h5", *map(recorded, range(20)))
+    everything = ShardReader(path).digital(range(60))
+    rewritten(path, chunks=(1, 12, LENGTH))
+    shard = ShardReader(path)
+    assert (np.diff(shard._offsets) < 0).any(), "else this tests nothing"
+    np.testing.assert_array_equal(shard.digital(range(60)), everything)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["digital"][:], everything)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"chunks": (1, 12, LENGTH), "compression": "gzip"},
+        {"chunks": (1, 12, LENGTH), "shuffle": True},
+        {"chunks": (2, 12, LENGTH)},
+        {"chunks": (1, 12, LENGTH), "dtype": ">i2"},
+        {"chunks": (1, 12, LENGTH), "dtype": "<i4"},
+        {"chunks": None},
+    ],
+)
+def test_segments_that_are_no_chunks_of_their_own_are_refused(tmp_path: Path, how: dict[str, Any]) -> None:
+    path = rewritten(write(tmp_path / "shard.h5", recorded(0)), **how)
+    with pytest.raises(InputError, match=r"shard\.h5: expected one uncompressed chunk of int16 per segment, found"):
+        ShardReader(path)
+
+
+def test_segments_that_were_never_written_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "shard.h5", recorded(0))
+    with h5py.File(path, "a") as file:
+        file["digital"].resize(5, axis=0)
+    with pytest.raises(InputError, match="2 of 5 segments were never written, the first of them row 3"):
+        ShardReader(path)
+
+
+def test_a_reader_travels_to_another_process(tmp_path: Path) -> None:
+    shard = ShardReader(write(tmp_path / "shard.h5", recorded(0)))
+    packed = pickle.dumps(shard)
+    everything = shard.digital(range(3))
+    shard.close()
+    shard.close()  # twice is no harm
+    np.testing.assert_array_equal(pickle.loads(packed).digital(range(3)), everything)
+    (tmp_path / "shard.h5").unlink()
+    with pytest.raises(InputError, match=r"shard\.h5: cannot be read: .*No such file"):
+        pickle.loads(packed)
+
+
+def test_a_file_system_that_gives_little_at_a_time_gives_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = ShardReader(write(tmp_path / "shard.h5", recorded(0)))
+    everything = shard.digital(range(3))
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda handle, into, at: whole(handle, [memoryview(into[0]).cast("B")[:101]], at))
+    np.testing.assert_array_equal(shard.digital(range(3)), everything)
+
+
+def test_deviations_are_those_that_standardise(tmp_path: Path) -> None:
+    digital = recorded(0)
+    digital.digital[5] = INVALID
+    shard = ShardReader(write(tmp_path / "shard.h5", digital))
+    sd_mv = shard.sd_mv()
+    assert sd_mv.dtype == np.float32
+    assert not sd_mv[:, [5, LEADS.index("V3")]].any(), "missing and constant"
+    others = np.delete(np.arange(12), [5, LEADS.index("V3")])
+    scale, _ = shard.standardisation()
+    steps_mv = 1 / digital.adc_gain_per_mv
+    np.testing.assert_allclose((scale * sd_mv)[:, others], np.tile(steps_mv[others], (3, 1)), rtol=1e-6)
