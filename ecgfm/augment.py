@@ -98,30 +98,44 @@ def augment(
     if not is_on(config):
         return signal
     _check(sampling_rate_hz, leads, config)
-    batch, _, n_samples = signal.shape
-    device = signal.device
-    sd_mv = sd_mv.float()
-    varies = sd_mv > 0  # false for NaN
-    sd_mv = torch.where(varies, sd_mv, 1.0)
-    time_s = torch.arange(n_samples, device=device) / sampling_rate_hz
+    with torch.autocast(signal.device.type, enabled=False):  # bf16's three digits would not keep I + III = II
+        varies = sd_mv > 0  # false for NaN
+        sd_mv = sd_mv.float().masked_fill(~varies, 1.0)
+        waveforms, amounts_mv = _added(signal, sd_mv, varies, sampling_rate_hz, leads, config, generator)
+        in_leads_mv = _on_device(_lead_rows(tuple(leads)), signal.device) @ amounts_mv
+        return torch.baddbmm(signal, in_leads_mv * (varies / sd_mv)[..., None], waveforms)
 
-    added: list[Added] = []
+
+def _added(
+    signal: Tensor,
+    sd_mv: Tensor,
+    varies: Tensor,
+    sampling_rate_hz: float,
+    leads: Sequence[str],
+    config: AugmentConfig,
+    generator: Generator,
+) -> Added:
+    """All that is on, side by side; amounts are 0 where a segment is not met."""
+    batch, _, n_samples = signal.shape
+    time_s = torch.arange(n_samples, device=signal.device) / sampling_rate_hz
+    waveforms, amounts_mv = [], []
+
     if config.vcg_probability:
-        places = [list(leads).index(lead) for lead in INDEPENDENT]
-        ecg_mv = torch.stack([signal[:, place] * sd_mv[:, place, None] for place in places], dim=1)
-        complete = torch.stack([varies[:, place] for place in places]).all(dim=0)
-        turned = complete & _chosen(batch, config.vcg_probability, generator)
-        added.append((ecg_mv, _turn(batch, config, generator) * turned[:, None, None]))
+        places = [leads.index(lead) for lead in INDEPENDENT]
+        met = _chosen(batch, config.vcg_probability, generator)
+        for place in places:
+            met = met & varies[:, place]
+        waveforms.append(torch.stack([signal[:, place] * sd_mv[:, place, None] for place in places], dim=1))
+        amounts_mv.append(_turn(batch, config, generator) * met[:, None, None])
+
     for probability, noise in _noises(config):
         if probability:
-            chosen = _chosen(batch, probability, generator)
-            waveforms, amounts_mv = noise(batch, time_s, config, generator)
-            added.append((waveforms, amounts_mv * chosen[:, None, None]))
+            met = _chosen(batch, probability, generator)
+            waves, amounts = noise(batch, time_s, config, generator)
+            waveforms.append(waves)
+            amounts_mv.append(amounts * met[:, None, None])
 
-    waveforms = torch.cat([w for w, _ in added], dim=1)
-    amounts_mv = _on_device(_lead_rows(tuple(leads)), device) @ torch.cat([amounts for _, amounts in added], dim=2)
-    with torch.autocast(device.type, enabled=False):  # bf16's three digits would not keep I + III = II
-        return torch.baddbmm(signal, amounts_mv * (varies / sd_mv)[..., None], waveforms)
+    return torch.cat(waveforms, dim=1), torch.cat(amounts_mv, dim=2)
 
 
 def powerline(batch: int, time_s: Tensor, config: AugmentConfig, generator: Generator) -> Added:
