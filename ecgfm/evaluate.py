@@ -24,7 +24,14 @@ from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, Spl
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare, operating_point
 from ecgfm.model import Classifier, Encoder
-from ecgfm.predict import Labelled, read_labelled, record_probabilities, saliency, segment_outputs
+from ecgfm.predict import (
+    Labelled,
+    checkpoint_for,
+    read_labelled,
+    record_probabilities,
+    saliency,
+    segment_outputs,
+)
 from ecgfm.probe import Probe, linear_probe
 from ecgfm.shards import ShardReader
 from ecgfm.splits import SPLITS
@@ -48,19 +55,19 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         directories of those stages
 
     Raises:
-        InputError: a split without a labelled record, a run without a checkpoint, labels that are not the model's, no
-            such device.
+        InputError: a split without a labelled record, a run without a checkpoint or with one of another kind, leads,
+            rate or labels, no such device.
     """
     device = pick_device(config.device)
     shards = Shards(inputs["slices"])
     space = read_label_space(inputs["manifests"] / "label_space.yaml")
     splits = {split: read_labelled(inputs["manifests"], split, space) for split in SPLITS}
-    finetuned = _checkpoint(checkpoints.best(inputs["finetune"]), inputs["finetune"])
-    pretrained = _checkpoint(checkpoints.latest(inputs["pretrain"]), inputs["pretrain"])
+    finetuned = _checkpoint(checkpoints.best(inputs["finetune"]), inputs["finetune"], "finetuned", shards)
+    pretrained = _checkpoint(checkpoints.latest(inputs["pretrain"]), inputs["pretrain"], "pretrained", shards)
     if list(finetuned.meta.labels) != space.names:
         raise InputError(
             f"{finetuned.path}: expected the labels {', '.join(space.names)}, "
-            f"found {', '.join(finetuned.meta.labels)}; finetune again"
+            f"found {', '.join(finetuned.meta.labels) or 'none'}; finetune again"
         )
     model = checkpoints.build(finetuned).to(device)
     assert isinstance(model, Classifier)
@@ -254,10 +261,10 @@ def _counts(values: pl.Series) -> dict[str, int]:
     return dict(counted.iter_rows())
 
 
-def _checkpoint(path: Path | None, directory: Path) -> checkpoints.Checkpoint:
+def _checkpoint(path: Path | None, directory: Path, kind: checkpoints.Kind, shards: Shards) -> checkpoints.Checkpoint:
     if path is None:
         raise InputError(f"{directory}: holds no checkpoint to evaluate; train first")
-    return checkpoints.load(path)
+    return checkpoint_for(path, kind, shards)
 
 
 def _embedding_table(

@@ -25,9 +25,9 @@ from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
-from ecgfm.metrics import point_scores
+from ecgfm.metrics import best_f1_threshold, point_scores
 from ecgfm.model import Classifier
-from ecgfm.predict import Labelled, read_labelled, record_probabilities, segment_outputs
+from ecgfm.predict import Labelled, checkpoint_for, read_labelled, record_probabilities, segment_outputs
 from ecgfm.training import (
     Log,
     Randomness,
@@ -90,6 +90,7 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
         shards.segment_samples,
         labels=tuple(space.names),
         aggregation={label.name: label.aggregation for label in space.labels},
+        training_data=_training_data(inputs, config, pretrained),
     )
     write_config(config, out)
     resumed = resume(out, config, model, optimizer)
@@ -112,7 +113,7 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
             last_step = step == max_steps
 
             if end_of_epoch:
-                scores = validate(model, shards, valid, space, positive_weights, config.batch_size, device)
+                scores, thresholds = validate(model, shards, valid, space, positive_weights, config.batch_size, device)
                 log.metrics({"step": step, "split": "valid", "epoch": step // per_epoch, **scores})
                 if is_better(scores["macro_auprc"], best["score"]):
                     best = {"step": step, "score": scores["macro_auprc"]}
@@ -126,7 +127,9 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
             if step > start and (end_of_epoch or sigterm.requested):
                 progress = {"config": content_of(config), "epochs": step / per_epoch, "best": best}
                 state = {"optimizer": optimizer.state_dict()}
-                checkpoints.save(out, step, model.state_dict(), state, replace(meta, progress=progress))
+                chosen = thresholds if end_of_epoch else {}
+                described = replace(meta, progress=progress, thresholds=chosen)
+                checkpoints.save(out, step, model.state_dict(), state, described)
             if end_of_epoch:
                 checkpoints.mark_best(out, best["step"])
                 prune(out, lambda s: s % per_epoch == 0, keep_last=1)
@@ -236,18 +239,27 @@ def validate(
     positive_weights: Tensor,
     batch_size: int,
     device: torch.device,
-) -> dict[str, float | None]:
-    """The loss by segment; macro AUPRC and AUROC by record, over the labels with both classes (None: there is none)."""
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    """The valid scores, and for each label with both classes the probability of a record at which its F1 is greatest.
+
+    Scores: the loss by segment; macro AUPRC and AUROC by record, over the labels with both classes (None: there is
+    none). The thresholds are those that the evaluation of this checkpoint chooses.
+    """
     logits = segment_outputs(model, valid.segments, shards, batch_size, device).logits
     assert logits is not None
     loss, known = masked_bce(torch.from_numpy(logits), valid.labels, positive_weights.cpu())
     predicted, _ = record_probabilities(logits, valid, space)
     scores = point_scores(valid.truth, predicted)
+    thresholds = {
+        name: best_f1_threshold(valid.truth[:, k], predicted[:, k])
+        for k, name in enumerate(space.names)
+        if not np.isnan(scores.auprc[k])
+    }
     return {
         "loss": float(loss) / known,
         "macro_auprc": _mean_of_scored(scores.auprc),
         "macro_auroc": _mean_of_scored(scores.auroc),
-    }
+    }, thresholds
 
 
 def is_better(score: float | None, best: float | None) -> bool:
@@ -271,10 +283,12 @@ def _read_pretrained(directory: Path, shards: Shards) -> checkpoints.Checkpoint:
     path = checkpoints.latest(directory)
     if path is None:
         raise InputError(f"{directory}: holds no complete checkpoint; pretrain first")
-    found = checkpoints.load(path)
-    if (found.meta.leads, found.meta.sampling_rate_hz) != (shards.leads, shards.sampling_rate_hz):
-        raise InputError(
-            f"{path}: was pretrained on {len(found.meta.leads)} leads at {found.meta.sampling_rate_hz:g} Hz, the "
-            f"shards have {len(shards.leads)} at {shards.sampling_rate_hz:g} Hz; prepare them alike"
-        )
-    return found
+    return checkpoint_for(path, "pretrained", shards)
+
+
+def _training_data(
+    inputs: Mapping[str, Any], config: FinetuneConfig, pretrained: checkpoints.Checkpoint
+) -> dict[str, str]:
+    """What is learnt from: the labelled segments, and the digest of the weights it starts from."""
+    start = {"pretrain": checkpoints.digest(pretrained.state)} if config.init == "pretrained" else {}
+    return checkpoints.training_data(inputs, checkpoints.LABELLED) | start

@@ -13,7 +13,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ecgfm import checkpoints
 from ecgfm import model as network
+from ecgfm.checkpoints import Checkpoint, Kind
 from ecgfm.contracts import read_table
 from ecgfm.data import Shards, in_order, load, standardise
 from ecgfm.ecg import InputError
@@ -55,6 +57,30 @@ def read_labelled(manifests: Path, split: str, space: LabelSpace) -> Labelled:
     )
     record_ids, patients = records["record_id"].to_list(), records["patient_id"].to_list()
     return Labelled(segments, torch.tensor(labels), record_ids, patients, truth)
+
+
+def checkpoint_for(path: Path, kind: Kind, shards: Shards) -> Checkpoint:
+    """The checkpoint at `path`, of the kind that is needed and for segments like these. Any length will do.
+
+    Raises:
+        InputError: it cannot be read, is of the other kind, or of other leads, another order or another sampling rate.
+    """
+    found = checkpoints.load(path)
+    if found.kind != kind:
+        other = "it has no classifier: finetune it first" if kind == "finetuned" else "it was trained on labels"
+        raise InputError(f"{path}: expected a {kind} checkpoint, found a {found.kind} one; {other}")
+    if found.meta.leads != shards.leads:
+        found_leads = "the same in the order" if set(found.meta.leads) == set(shards.leads) else "in the shards"
+        raise InputError(
+            f"{path}: expected the leads {' '.join(found.meta.leads)}, as the model was trained on, found "
+            f"{found_leads} {' '.join(shards.leads)}; set prepare.leads to the model's"
+        )
+    if found.meta.sampling_rate_hz != shards.sampling_rate_hz:
+        raise InputError(
+            f"{path}: expected {found.meta.sampling_rate_hz:g} Hz as the model was trained on, found "
+            f"{shards.sampling_rate_hz:g} Hz in the shards; set prepare.sampling_rate_hz to the model's"
+        )
+    return found
 
 
 @dataclass(frozen=True)

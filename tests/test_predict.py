@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,14 @@ import polars as pl
 import pytest
 import torch
 from torch import nn
-from training_data import SEGMENT_SAMPLES, TINY, write_inputs
+from training_data import LABELS, RATE_HZ, SEGMENT_SAMPLES, TINY, write_inputs
 
+from ecgfm import checkpoints
+from ecgfm.checkpoints import Kind, Meta
 from ecgfm.data import Shards, load, standardise
+from ecgfm.ecg import LEADS, InputError
 from ecgfm.model import Classifier, Encoder, PretrainModel
-from ecgfm.predict import saliency, segment_outputs
+from ecgfm.predict import checkpoint_for, saliency, segment_outputs
 
 CPU = torch.device("cpu")
 
@@ -106,3 +111,65 @@ def test_saliency_spans_zero_to_one_in_each_segment(classifier: Classifier) -> N
     assert shown.amax(dim=1).tolist() == [1, 1, 1]
     torch.testing.assert_close(saliency(classifier, signal[1:2]), shown[1:2], atol=1e-4, rtol=0)
     torch.testing.assert_close(saliency(classifier.encoder, signal), shown)
+
+
+# ---- the checkpoint that is used
+
+
+def written(directory: Path, kind: Kind, **differences: Any) -> Path:
+    meta = Meta(kind, TINY, LEADS, RATE_HZ, SEGMENT_SAMPLES, labels=LABELS if kind == "finetuned" else ())
+    meta = dataclasses.replace(meta, **differences)
+    model = PretrainModel(meta.model) if kind == "pretrained" else Classifier(meta.model, len(LABELS))
+    return checkpoints.save(directory, 1, model.state_dict(), None, meta)
+
+
+@pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
+def test_a_checkpoint_for_segments_like_these_is_read(inputs: dict[str, Any], tmp_path: Path, kind: Kind) -> None:
+    shards = Shards(inputs["slices"])
+    assert checkpoint_for(written(tmp_path, kind), kind, shards).kind == kind
+    # the network takes segments of any length
+    checkpoint_for(written(tmp_path, kind, segment_samples=2 * SEGMENT_SAMPLES), kind, shards)
+
+
+SWAPPED = (LEADS[1], LEADS[0], *LEADS[2:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "differences", "message"),
+    [
+        ("finetuned", {}, "expected a pretrained checkpoint, found a finetuned one; it was trained on labels"),
+        ("pretrained", {"sampling_rate_hz": 500.0}, "expected 500 Hz as the model was trained on, found 100 Hz in the"),
+        (
+            "pretrained",
+            {"leads": SWAPPED},
+            "expected the leads II I III aVR aVL aVF V1 V2 V3 V4 V5 V6, as the model was trained on, found the same in "
+            "the order I II III aVR aVL aVF V1 V2 V3 V4 V5 V6; set prepare.leads",
+        ),
+        (
+            "pretrained",
+            {"leads": LEADS[:2], "model": dataclasses.replace(TINY, n_leads=2)},
+            "expected the leads I II, as the model was trained on, found in the shards I II III",
+        ),
+    ],
+)
+def test_a_checkpoint_for_other_segments_or_of_the_other_kind_is_refused_in_a_line(
+    inputs: dict[str, Any], tmp_path: Path, kind: Kind, differences: dict[str, Any], message: str
+) -> None:
+    path = written(tmp_path, kind, **differences)
+    with pytest.raises(InputError) as caught:
+        checkpoint_for(path, "pretrained", Shards(inputs["slices"]))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pretrained_checkpoint_predicts_nothing(inputs: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found a pretrained one; it has no classifier: finetune it first"):
+        checkpoint_for(written(tmp_path, "pretrained"), "finetuned", Shards(inputs["slices"]))
+
+
+def test_a_damaged_checkpoint_is_refused_where_it_is_used(inputs: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path, "pretrained")
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(InputError, match="its content is not what was saved"):
+        checkpoint_for(path, "pretrained", Shards(inputs["slices"]))
