@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -30,8 +30,9 @@ DEFAULT_HEADS = 12
 # The logits of mimic_iv_ecg_finetuned.pt, in order, and how a record's probability comes from its segments'. Source:
 # data/mimic_iv_ecg/labels/label_def.csv and notebooks/infer_quickstart.ipynb of github.com/bowang-lab/ECG-FM, whose
 # columns of predictions are named by the one and aggregated by the other.
-_MAX, _MEAN = "max", "mean"
-MIMIC_IV_ECG_LABELS = {
+_MAX: Final = "max"
+_MEAN: Final = "mean"
+MIMIC_IV_ECG_LABELS: dict[str, Literal["mean", "max"]] = {
     "Poor data quality": _MAX,
     "Sinus rhythm": _MEAN,
     "Premature ventricular contraction": _MAX,

@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {*WORDS, "model"},
     "published": WORDS,
     "checkpoints": {*WORDS, "files", "fingerprints", "model", "published"},
+    "checkpoint_commands": {*WORDS, "files", "fingerprints", "model", "published", "checkpoints", "label_space"},
     "data": {*TABLES, "shards"},
     "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
