@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from ecgfm import checkpoints
-from ecgfm.checkpoints import Aggregation, Checkpoint
+from ecgfm.checkpoints import Aggregation, Checkpoint, Kind
 from ecgfm.config import to_dict
 from ecgfm.ecg import InputError
 from ecgfm.files import sha256_of
@@ -63,11 +64,7 @@ def facts(path: Path, n_heads: int | None = None) -> dict[str, Any]:
     files = sorted(chosen.iterdir()) if chosen.is_dir() else [chosen]
     # of a finetuned model the pretraining heads are not there: what its architecture says of them is no fact
     unknown = _HEADS_FIELDS if found.kind == "finetuned" else ()
-    parts: dict[str, int] = {}
-    for name, tensor in found.state.items():
-        stem = name.removeprefix("encoder.") if found.kind == "finetuned" else name
-        part = _PARTS[stem.partition(".")[0]]
-        parts[part] = parts.get(part, 0) + tensor.numel()
+    parts = parameters_of_parts(found.state, found.kind)
     return {
         "path": str(chosen),
         "which": which,
@@ -94,6 +91,16 @@ def facts(path: Path, n_heads: int | None = None) -> dict[str, Any]:
         "bytes": {file.name: file.stat().st_size for file in files},
         "digest": checkpoints.digest(found.state),
     }
+
+
+def parameters_of_parts(state: Mapping[str, Tensor], kind: Kind) -> dict[str, int]:
+    """How many parameters each part of the network has, in the order of the signal's way; parts that are not there are
+    left out."""
+    counts = dict.fromkeys(_PARTS.values(), 0)
+    for name, tensor in state.items():
+        stem = name.removeprefix("encoder.") if kind == "finetuned" else name
+        counts[_PARTS[stem.partition(".")[0]]] += tensor.numel()
+    return {part: count for part, count in counts.items() if count}
 
 
 def describe(found: Mapping[str, Any]) -> list[str]:

@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": TRAINING,
     "evaluate": {*TRAINING - {"training"}, "splits", "probe", "drawing", "html_report"},
 }
-MAY_IMPORT_TORCH = {*MODEL, "pretrain", "finetune", "evaluate"}
+MAY_IMPORT_TORCH = {*MODEL, "checkpoint_commands", "pretrain", "finetune", "evaluate"}
 
 
 @cache
