@@ -199,17 +199,17 @@ def read_labels(given: str) -> dict[str, Aggregation]:
             pairs = [(label.name, label.aggregation) for label in read_label_space(path).labels]
         elif path.suffix == ".csv":
             with open(path, encoding="utf-8-sig", newline="") as file:
-                pairs = [(row["name"], "mean") for row in csv.DictReader(file)]
+                pairs = [(row["name"], "mean") for row in csv.DictReader(file, restval="")]
         else:
             text = path.read_text(encoding="utf-8-sig") if path.suffix or path.is_file() else given.replace(",", "\n")
             pairs = [(line, "mean") for line in text.splitlines() if line.strip()]
     except OSError as error:
         raise InputError(f"--labels {given}: cannot be read ({error.strerror})") from error
-    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, csv.Error, yaml.YAMLError) as error:
         raise InputError(
             f"--labels {given}: expected a label_space.yaml, a .csv with a column 'name', or one label a line"
         ) from error
-    names = [str(name).strip() for name, _ in pairs]
+    names = [" ".join(str(name).split()) for name, _ in pairs]
     twice = {name for name in names if names.count(name) > 1}
     if twice or not all(names):
         raise InputError(
@@ -279,13 +279,13 @@ def _keys(path: Path, found: Checkpoint) -> dict[str, str]:
 
     Of several manifests with the same files, which is one content under several keys, any will do.
     """
-    stage = path.parent / "stage.json"
+    stage = path.resolve().parent / "stage.json"  # a run's folder has links to the stages
     if not stage.is_file():
         return {}
     of_stage = json.loads(stage.read_bytes())
     keys = {of_stage["ingredients"]["stage"]: of_stage["key"]}
     patterns = checkpoints.PAIRS if found.kind == "pretrained" else checkpoints.LABELLED
-    for manifests in sorted(path.parents[2].glob("manifests/*/stage.json")):
+    for manifests in sorted(stage.parents[2].glob("manifests/*/stage.json")):
         if input_at(manifests.parent, *patterns).digest == found.meta.training_data.get("manifests"):
             keys["manifests"] = manifests.parent.name
     return keys
