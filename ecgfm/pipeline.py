@@ -28,7 +28,7 @@ from ecgfm.stages import Output, Request, Stage, Store
 logger = logging.getLogger(__name__)
 
 SOURCE_TABLE = frozenset({"ecgfm.sources"})  # imports every source; a request names the one it uses
-TRAINING_FILES = ("timings.jsonl",)
+TRAINING_FILES = ("timings.jsonl", "tensorboard/*")
 
 SYNTHESIZE = Stage("synthesize", "ecgfm.synthesize:synthesize")
 LIST = Stage("list", "ecgfm.prepare:list_source", chosen_code=SOURCE_TABLE)

@@ -1,27 +1,34 @@
 """Self-supervised pretraining: wav2vec 2.0 + CMSC + random lead masking (McKeen et al. 2024, arXiv 2408.05178).
 
 One update: the losses of `accumulate` batches of pairs are summed and the gradient is divided by their masked frames.
+Several processes share each batch; what is drawn at random is drawn for all of it by each, and each takes its rows.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
+import yaml
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from ecgfm import checkpoints
-from ecgfm.config import PROGRESS_BAR, PretrainConfig, content_of
+from ecgfm import checkpoints, distributed
+from ecgfm.augment import augment
+from ecgfm.config import PROGRESS_BAR, PretrainConfig, content_of, from_dict
 from ecgfm.contracts import read_table
-from ecgfm.data import Shards, batches_per_epoch, in_order, load, pick_device, standardise, visits_from
+from ecgfm.data import Batch, Shards, batches_per_epoch, in_order, load, standardise, subset, visits_from
+from ecgfm.distributed import World
 from ecgfm.ecg import InputError
 from ecgfm.losses import (
     MIN_SPANS,
@@ -33,15 +40,19 @@ from ecgfm.losses import (
     sample_negatives,
     sample_span_mask,
 )
-from ecgfm.model import PretrainModel, n_frames
+from ecgfm.model import PretrainModel, flops_per_segment, n_frames, sample_gumbel
 from ecgfm.training import (
     VALIDATION,
+    Later,
     Log,
     Randomness,
     SavesOnSigterm,
+    cosine,
     diverged,
-    divide_gradients,
+    gradient_norm,
+    peak_flops,
     prune,
+    rate_of_epoch,
     resume,
     say,
     warm_up,
@@ -55,125 +66,194 @@ class Pairs:
 
     places: (pair, 2, 2), of `Shards.places`: of the first and of the second segment
     patients: (pair,) int64, -1 where unknown
+    weights: (pair,) how often each is visited, relative to others; None: all alike
     """
 
     record_ids: Sequence[str]
     places: np.ndarray
     patients: Tensor
+    weights: np.ndarray | None
 
 
-def pretrain(  # noqa: PLR0915 - one loop, to be read from top to bottom
-    inputs: Mapping[str, Any], config: PretrainConfig, out: Path
-) -> dict[str, int]:
+class Update(NamedTuple):
+    """An update that the device may still be at.
+
+    step: updates done with it; measures: of `measure`, and the gradient's norm; numbers: of its pairs
+    """
+
+    step: int
+    row: dict[str, float]
+    measures: Later
+    numbers: Tensor
+
+
+def pretrain(inputs: Mapping[str, Any], config: PretrainConfig, out: Path) -> dict[str, int]:
     """Train, and write checkpoints `step_<n>/`, `metrics.jsonl`, `timings.jsonl` and `config.yaml`.
 
     Goes on from the newest complete checkpoint in `out`, to the same weights as if it had never stopped. SIGTERM saves
-    after the current step and ends the process.
+    after the current step and ends the process. With `config.processes` this process starts them and waits for them.
 
     inputs: `manifests`, the directory of `cmsc_train.parquet` and `cmsc_valid.parquet`; `slices`, the directories of
         the prepared slices
 
     Raises:
-        InputError: too few pairs, segments too short, another number of leads, no such device, a loss that is not
-            finite, or a checkpoint in `out` that cannot be read.
+        InputError: too few pairs, segments too short, another number of leads, no such device, too little memory, a
+            loss that is not finite, or a checkpoint in `out` that cannot be read.
     """
-    device = pick_device(config.device)
+    processes = distributed.wanted(config.processes)
+    if processes > 1 and not distributed.joined():
+        return distributed.launch(pretrain, (dict(inputs), config, out), processes)
+    with distributed.join(config.device) as world:
+        return _train(inputs, config, out, world)
+
+
+def _train(  # noqa: PLR0915 - one loop, to be read from top to bottom
+    inputs: Mapping[str, Any], config: PretrainConfig, out: Path, world: World
+) -> dict[str, int]:
+    device = world.device
     shards = Shards(inputs["slices"])
-    train, valid = (_read_pairs(inputs["manifests"], split, shards) for split in ("train", "valid"))
+    train = _read_pairs(inputs["manifests"], "train", shards, config)
+    valid = _read_pairs(inputs["manifests"], "valid", shards)
     _check(config, shards, len(train.places))
 
     torch.manual_seed(config.seed)
     model = PretrainModel(config.model, dropout=config.dropout, feature_grad_scale=config.feature_grad_scale).to(device)
     # Decoupled weight decay: what the reference's optimizer does under the name of Adam.
     optimizer = torch.optim.AdamW(
-        model.parameters(), betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay
+        model.parameters(),
+        betas=config.adam_betas,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
-    meta = checkpoints.Meta("pretrained", config.model, shards.leads, shards.sampling_rate_hz, shards.segment_samples)
-    write_config(config, out)
+    meta = checkpoints.Meta(
+        "pretrained",
+        config.model,
+        shards.leads,
+        shards.sampling_rate_hz,
+        shards.segment_samples,
+        training_data=checkpoints.training_data(inputs),
+    )
     resumed = resume(out, config, model, optimizer)
     start = resumed.step if resumed else 0
+    mix: dict[str, Any] = {"weights": train.weights, "multiple": world.size}
+    per_epoch = batches_per_epoch(len(train.places), config.batch_pairs, **mix)
     visits = visits_from(
         len(train.places),
         config.batch_pairs,
         config.seed,
         start * config.accumulate,
         config.max_steps * config.accumulate,
+        **mix,
     )
-    batches = load(shards, train.places, visits, device, config.loader_workers)
+    batches = load(shards, train.places, map(world.part, visits), device, config.loader_workers)
     randomness = Randomness(config.seed, device)
+    trained = world.wrap(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
+    device_flops, segment_flops = peak_flops(device), flops_per_segment(config.model, shards.segment_samples)
+    if world.is_first:
+        write_config(config, out)
 
     step = start  # updates done
+    under_way: deque[Update] = deque()
     with (
         SavesOnSigterm() as sigterm,
-        Log(out, start, config.max_steps) as log,
-        tqdm(desc="pretrain", initial=start, total=config.max_steps, unit=" steps", **PROGRESS_BAR) as bar,
+        Log(out if world.is_first else None, start, config.max_steps, config.tensorboard) as log,
+        tqdm(desc="pretrain", initial=start, total=config.max_steps, unit=" steps", **_bar(world)) as bar,
     ):
+
+        def settle(most: int = 0) -> None:
+            """Log the updates that the device is through with, but for the last `most`."""
+            while len(under_way) > most:
+                update = under_way.popleft()
+                *measures, norm = update.measures.read()
+                row = row_of(measures)
+                if not math.isfinite(row["loss"]):
+                    raise diverged(
+                        "pretrain", update.step, row["loss"], [train.record_ids[int(i)] for i in update.numbers]
+                    )
+                row |= {**update.row, "gradient_norm": norm}
+                log.training({"step": update.step, "split": "train", **row})
+                bar.set_postfix_str(f"loss {row['loss']:.3f} bits", refresh=False)
+                bar.update()
+
         while True:
             last_step = step == config.max_steps
+            stop = world.any(sigterm.requested)
 
             if last_step or step % config.valid_every == 0:
-                row = validate(model, shards, valid, config, device)
+                settle()
+                row = validate(model, shards, valid, config, world)
                 log.metrics({"step": step, "split": "valid", **row})
-                say(f"step {step:,} of {config.max_steps:,}: valid loss {row['loss']:.4g} bits per masked frame")
+                if world.is_first:
+                    say(f"step {step:,} of {config.max_steps:,}: valid loss {row['loss']:.4g} bits per masked frame")
 
             scheduled = last_step or step % config.save_every == 0
-            if step > start and (scheduled or sigterm.requested):
-                epochs = step * config.accumulate / batches_per_epoch(len(train.places), config.batch_pairs)
-                progress = {"config": content_of(config), "epochs": epochs}
-                state = {"optimizer": optimizer.state_dict()}
-                checkpoints.save(out, step, model.state_dict(), state, replace(meta, progress=progress))
-                if scheduled:
-                    prune(out, lambda s: s == config.max_steps or s % config.save_every == 0, config.keep_last)
+            if step > start and (scheduled or stop):
+                settle()
+                if world.is_first:
+                    progress = {"config": content_of(config), "epochs": step * config.accumulate / per_epoch}
+                    state = {"optimizer": optimizer.state_dict()}
+                    checkpoints.save(out, step, model.state_dict(), state, replace(meta, progress=progress))
+                    if scheduled:
+                        prune(out, lambda s: s == config.max_steps or s % config.save_every == 0, config.keep_last)
 
             if last_step:
                 break
-            if sigterm.requested:
+            if stop:
+                world.wait()  # until the first process has saved
                 sigterm.leave(step)
 
-            started, waited = time.perf_counter(), 0.0
-            randomness.begin(step)
+            started = time.perf_counter()
+            randomness.begin(step, world.rank)
             temperature = quantizer_temperature(step, config)
+            rate = learning_rate(step, step * config.accumulate // per_epoch + 1, config)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * warm_up(step, config.warmup_steps)
+                group["lr"] = rate
             optimizer.zero_grad()
-            numbers: list[Tensor] = []
+            together = [next(batches) for _ in range(config.accumulate)]
+            waited = time.perf_counter() - started
+            hidden = [
+                hidden_frames(2 * len(b.numbers) * world.size, config, shards.segment_samples, randomness)
+                for b in together
+            ]
+            count = sum(places.numel() for places in hidden) // world.size
             losses: list[PretrainingLoss] = []
-            for _ in range(config.accumulate):
-                asked = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - asked
-                signal = standardise(batch, device)
-                lead_mask = sample_lead_mask(
-                    len(signal), len(shards.leads), config.lead_mask_probability, randomness.device
-                )
-                signal = apply_lead_mask(signal, lead_mask)
-                patients = train.patients[batch.numbers].to(device)
-                loss = objective(model, signal, patients, temperature, config=config, randomness=randomness)
-                torch.autograd.backward(loss.total)
-                losses.append(loss)
-                numbers.append(batch.numbers)
-            row = summary(losses)
-            if not math.isfinite(row["loss"]):
-                raise diverged(
-                    "pretrain", step + 1, row["loss"], [train.record_ids[int(i)] for i in torch.cat(numbers)]
-                )
-            gradient_norm = divide_gradients(model, sum(loss.count for loss in losses))
+            try:
+                for batch, places in zip(together, hidden, strict=True):
+                    signal = _input(batch, shards, config, world, randomness)
+                    patients = train.patients[batch.numbers].to(device)
+                    with nullcontext() if batch is together[-1] or world.size == 1 else trained.no_sync():  # type: ignore[operator]
+                        loss = objective(
+                            trained,
+                            signal,
+                            patients,
+                            places,
+                            temperature,
+                            config=config,
+                            randomness=randomness,
+                            world=world,
+                        )
+                        torch.autograd.backward(loss.total / count)
+                    losses.append(loss)
+            except torch.OutOfMemoryError as error:
+                raise _too_large(trained, signal.shape, config, world) from error
+            norm = gradient_norm(model)
             optimizer.step()
 
             step += 1
-            log.training(
-                {
-                    "step": step,
-                    "split": "train",
-                    **row,
-                    "quantizer_temperature": temperature,
-                    "gradient_norm": gradient_norm,
-                    "learning_rate": optimizer.param_groups[0]["lr"],
-                }
+            measures = world.sum(measure(losses))
+            under_way.append(
+                Update(
+                    step,
+                    {"quantizer_temperature": temperature, "learning_rate": rate},
+                    Later(torch.cat([measures, norm.double()[None]])),
+                    torch.cat([batch.numbers for batch in together]),
+                )
             )
-            log.timing(step, time.perf_counter() - started, waited, 2 * sum(map(len, numbers)))
-            bar.set_postfix_str(f"loss {row['loss']:.3f} bits", refresh=False)
-            bar.update()
+            settle(1 if device.type == "cuda" else 0)
+            seconds, segments = time.perf_counter() - started, sum(map(len, hidden))
+            done = segments * segment_flops / seconds / world.size
+            log.timing(step, seconds, waited, segments, done / device_flops if device_flops else None)
 
     shards.close()
     return {
@@ -184,83 +264,193 @@ def pretrain(  # noqa: PLR0915 - one loop, to be read from top to bottom
     }
 
 
+def learning_rate(step: int, epoch: int, config: PretrainConfig) -> float:
+    """The learning rate of the update after `step` updates, which is in `epoch`, numbered from 1."""
+    rate = rate_of_epoch(epoch, config.learning_rate_epochs) if config.schedule == "epochs" else config.learning_rate
+    if config.schedule == "cosine":
+        rate *= cosine(step, config.warmup_steps, config.max_steps)
+    return rate * warm_up(step, config.warmup_steps)
+
+
 def quantizer_temperature(step: int, config: PretrainConfig) -> float:
     """The Gumbel temperature of the update after `step` updates."""
     start, end, decay = config.quantizer_temperature
     return max(end, start * decay**step)
 
 
+def hidden_frames(batch: int, config: PretrainConfig, n_samples: int, randomness: Randomness) -> Tensor:
+    """(batch, M) int64 on the CPU: the frames that are hidden in each segment of `n_samples`, of the whole batch."""
+    frames = n_frames(config.model, n_samples)
+    probability, span = config.span_mask_probability, config.span_mask_frames
+    return masked_frames(sample_span_mask(batch, frames, probability, span, randomness.host))
+
+
 def objective(
-    model: PretrainModel,
+    model: nn.Module,
     signal: Tensor,
     patients: Tensor,
+    hidden: Tensor,
     temperature: float,
     *,
     config: PretrainConfig,
     randomness: Randomness,
+    world: World,
 ) -> PretrainingLoss:
-    """Hide frames of (segment, lead, time), first segments of all pairs and then the second, and score the guesses."""
-    batch, _, n_samples = signal.shape
-    span_mask = sample_span_mask(
-        batch,
-        n_frames(config.model, n_samples),
-        config.span_mask_probability,
-        config.span_mask_frames,
-        randomness.host,
-    )
-    hidden = masked_frames(span_mask)
-    negatives = sample_negatives(batch, hidden.shape[1], config.n_negatives, randomness.device)
-    output = model(signal, hidden.to(signal.device), temperature)
+    """Hide frames of (segment, lead, time), first segments of all pairs and then the second, and score the guesses.
+
+    signal, patients: this process's part of the batch
+    hidden: of `hidden_frames`, of the whole batch
+    """
+    batch, n_masked = hidden.shape
+    rows = world.rows(batch // 2)
+    negatives = sample_negatives(batch, n_masked, config.n_negatives, randomness.device)
+    gumbel = None
+    if model.training:
+        books = batch, n_masked, config.model.n_codebooks, config.model.codebook_entries
+        gumbel = sample_gumbel(books, signal.device, randomness.device)
+    if world.size > 1:
+        hidden, negatives = hidden[rows], negatives[rows.to(negatives.device)]
+        gumbel = gumbel if gumbel is None else gumbel[rows.to(gumbel.device)]
+    with torch.autocast(signal.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        output = model(signal, hidden.to(signal.device, non_blocking=True), temperature, gumbel)
+    if world.size > 1 and config.across_processes:
+        first, second = output.pooled.float().chunk(2)
+        pooled = torch.cat([world.gather(first), world.gather(second)])
+        output = output._replace(pooled=pooled, code_probabilities=world.mean(output.code_probabilities))
+        patients = world.gather(patients)
     return pretraining_loss(**output._asdict(), negatives=negatives, config=config, patients=patients)
 
 
 @torch.inference_mode()
 def validate(
-    model: PretrainModel, shards: Shards, valid: Pairs, config: PretrainConfig, device: torch.device
+    model: PretrainModel, shards: Shards, valid: Pairs, config: PretrainConfig, world: World
 ) -> dict[str, float]:
-    """The objective on the valid pairs: no dropout, no masked leads, and every time the same masked frames."""
-    randomness = Randomness(config.seed, device)
-    randomness.begin(VALIDATION)
+    """The objective on the valid pairs: no dropout, no masked leads, and every time the same masked frames.
+
+    Each process takes whole batches, so that their number changes no result.
+    """
+    randomness, alone = Randomness(config.seed, world.device), World(0, 1, world.device)
     model.eval()
     losses = []
-    for batch in load(shards, valid.places, in_order(len(valid.places), config.batch_pairs), device):
-        patients = valid.patients[batch.numbers].to(device)
-        losses.append(objective(model, standardise(batch, device), patients, 1.0, config=config, randomness=randomness))
+    batches = list(in_order(len(valid.places), config.batch_pairs))[world.rank :: world.size]
+    for number, batch in enumerate(load(shards, valid.places, iter(batches), world.device)):
+        randomness.begin(VALIDATION + number * world.size + world.rank)
+        patients = valid.patients[batch.numbers].to(world.device)
+        hidden = hidden_frames(2 * len(batch.numbers), config, shards.segment_samples, randomness)
+        signal = standardise(batch, world.device)
+        losses.append(
+            objective(model, signal, patients, hidden, 1.0, config=config, randomness=randomness, world=alone)
+        )
     model.train()
-    return summary(losses)
+    return row_of(world.sum(measure(losses)).tolist() if losses or world.size > 1 else [])
 
 
-def summary(losses: Sequence[PretrainingLoss]) -> dict[str, float]:
-    """Batches as one row of the log: bits per masked frame, weighted as in the objective; shares; perplexities."""
-    count = torch.tensor([loss.count for loss in losses], dtype=torch.float64)
-    share = count / count.sum()
-    bit = math.log(2) * float(count.sum())
-    total = torch.stack([loss.total.detach() for loss in losses]).double().cpu().sum()
-    parts = {name: torch.stack([loss.parts[name] for loss in losses]).double().cpu().sum() for name in losses[0].parts}
-    measures = {
-        name: torch.stack([getattr(loss, name) for loss in losses]).double().cpu()
-        for name in ("correct", "probability_perplexity", "code_perplexity")
-    }
+MEASURES = ("loss", "contrastive", "diversity", "feature_penalty", "cmsc")
+
+
+def measure(losses: Sequence[PretrainingLoss]) -> Tensor:
+    """What batches add up to, (9,) float64, on their device: the objective and its parts (`MEASURES`), right guesses,
+    masked frames, and both perplexities by masked frames."""
+    of_batches = [
+        torch.stack(
+            [
+                loss.total.detach(),
+                *(loss.parts[name] for name in MEASURES[1:]),
+                loss.correct,
+                torch.full_like(loss.total.detach(), loss.count),
+                loss.probability_perplexity * loss.count,
+                loss.code_perplexity * loss.count,
+            ]
+        )
+        for loss in losses
+    ]
+    return torch.stack(of_batches).double().sum(dim=0)
+
+
+def row_of(measures: Sequence[float]) -> dict[str, float]:
+    """Of `measure`, a row of the log: bits per masked frame, weighted as in the objective; shares; perplexities."""
+    *bits, correct, count, of_probabilities, of_codes = measures
     return {
-        "loss": float(total) / bit,
-        **{name: float(part) / bit for name, part in parts.items()},
-        "accuracy": float(measures["correct"].sum() / count.sum()),
-        "probability_perplexity": float((measures["probability_perplexity"] * share).sum()),
-        "code_perplexity": float((measures["code_perplexity"] * share).sum()),
+        **{name: value / math.log(2) / count for name, value in zip(MEASURES, bits, strict=True)},
+        "accuracy": correct / count,
+        "probability_perplexity": of_probabilities / count,
+        "code_perplexity": of_codes / count,
     }
 
 
-def _read_pairs(manifests: Path, split: str, shards: Shards) -> Pairs:
+def _bar(world: World) -> dict[str, Any]:
+    return PROGRESS_BAR if world.is_first else PROGRESS_BAR | {"disable": True}
+
+
+def _input(batch: Batch, shards: Shards, config: PretrainConfig, world: World, randomness: Randomness) -> Tensor:
+    """(segment, lead, time) for the model: standardised, augmented, leads masked."""
+    signal = standardise(batch, world.device)
+    sd_mv = batch.sd_mv.to(world.device, non_blocking=True)
+    signal = augment(signal, sd_mv, shards.sampling_rate_hz, shards.leads, config.augment, randomness.own)
+    n_pairs = len(batch.numbers) * world.size
+    lead_mask = sample_lead_mask(2 * n_pairs, len(shards.leads), config.lead_mask_probability, randomness.device)
+    return apply_lead_mask(signal, lead_mask[world.rows(n_pairs).to(lead_mask.device)] if world.size > 1 else lead_mask)
+
+
+def _too_large(model: nn.Module, shape: Sequence[int], config: PretrainConfig, world: World) -> InputError:
+    """What to raise where memory ran out: with the largest batch, halved again and again, that does fit."""
+    segments, *rest = shape
+    model.zero_grad()
+    alone = World(0, 1, world.device)
+    unwrapped = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    randomness = Randomness(config.seed, world.device)
+    pairs = segments // 2
+    fits = f"nothing less fits either; use a smaller model, or precision bf16 where it is {config.precision}"
+    while (pairs := pairs // 2) >= 2:
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            hidden = hidden_frames(2 * pairs, config, rest[-1], randomness)
+            signal = torch.zeros(2 * pairs, *rest, device=world.device)
+            patients = torch.full((pairs,), -1, device=world.device)
+            tried = objective(
+                unwrapped, signal, patients, hidden, 1.0, config=config, randomness=randomness, world=alone
+            )
+            torch.autograd.backward(tried.total)
+        except torch.OutOfMemoryError:
+            unwrapped.zero_grad()
+            continue
+        times = -(-segments // 2 // pairs)
+        fits = (
+            f"{pairs} fit: use pretrain.batch_pairs={pairs * world.size} and pretrain.accumulate="
+            f"{config.accumulate * times}"
+        )
+        break
+    return InputError(f"pretrain: {segments // 2} pairs at once need more memory than {world.device} has; {fits}")
+
+
+def _read_pairs(manifests: Path, split: str, shards: Shards, config: PretrainConfig | None = None) -> Pairs:
+    """config: of the split to train on, a subset of it, sources by their weights"""
     table = read_table(manifests / f"cmsc_{split}.parquet", "pairs")
     if table.is_empty():
         raise InputError(
             f"cmsc_{split}.parquet is empty: no record has two adjacent segments; is prepare.segment_seconds "
             f"({shards.segment_samples / shards.sampling_rate_hz:g}) more than half the records?"
         )
+    weights = None
+    if config is not None:
+        table = table.filter(
+            pl.Series(subset(table["patient_id"].to_list(), table["record_id"].to_list(), config.subset))
+        )
+        weights = _weights(table["source"], config.source_weights) if config.source_weights else None
     places = np.stack([shards.places(table, column) for column in ("first_row", "second_row")], axis=1)
     # equal patients, equal numbers
     patients = table["patient_id"].rank("dense").cast(pl.Int64).fill_null(-1)
-    return Pairs(table["record_id"].to_list(), places, torch.tensor(patients.to_list()))
+    return Pairs(table["record_id"].to_list(), places, torch.tensor(patients.to_list()), weights)
+
+
+def _weights(sources: pl.Series, weights: Mapping[str, float]) -> np.ndarray:
+    known = sources.unique().to_list()
+    if strangers := sorted(set(weights) - set(known)):
+        raise InputError(
+            f"pretrain.source_weights names {', '.join(strangers)}; the pairs are of {', '.join(sorted(known))}"
+        )
+    return sources.replace_strict({name: weights.get(name, 1.0) for name in known}, return_dtype=pl.Float64).to_numpy()
 
 
 def _check(config: PretrainConfig, shards: Shards, n_pairs: int) -> None:
@@ -280,3 +470,23 @@ def _check(config: PretrainConfig, shards: Shards, n_pairs: int) -> None:
             f"{span}; use longer prepare.segment_seconds, or a smaller pretrain.span_mask_frames or "
             "pretrain.span_mask_probability"
         )
+
+
+def main() -> None:
+    """One of the processes that torchrun starts on one or several machines: docs/training.md."""
+    parser = argparse.ArgumentParser(prog="torchrun ... -m ecgfm.pretrain", description=main.__doc__)
+    parser.add_argument("--manifests", type=Path, required=True, help="directory of the stage manifests")
+    parser.add_argument("--slices", type=Path, nargs="+", required=True, help="directories of the prepared slices")
+    parser.add_argument("--config", type=Path, required=True, help="YAML with the values of the section pretrain")
+    parser.add_argument("--out", type=Path, required=True, help="a directory that all machines see")
+    given = parser.parse_args()
+    config = from_dict(PretrainConfig, yaml.safe_load(given.config.read_text(encoding="utf-8")), str(given.config))
+    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        pretrain({"manifests": given.manifests, "slices": given.slices}, config, given.out)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -243,10 +243,10 @@ class ShardReader:
             self.read(row, segment)
         return out
 
-    def per_lead(self, name: str) -> np.ndarray:
-        """One of `PER_LEAD`: (segment, lead) float64."""
+    def per_lead(self, *names: str) -> list[np.ndarray]:
+        """Some of `PER_LEAD`, each (segment, lead) float64."""
         with self._hdf5() as file:
-            return np.asarray(file[name])
+            return [file[name][:] for name in names]
 
     def standardisation(self) -> tuple[np.ndarray, np.ndarray]:
         """Scale and offset that standardise: `digital * scale + offset`, each (segment, lead) float32.
@@ -254,7 +254,7 @@ class ShardReader:
         The result has mean 0 and population standard deviation 1 over the whole record, lead by lead. A constant
         lead becomes 0. Invalid samples must be set to 0 by the caller: they are `INVALID` in `digital`.
         """
-        gain, baseline, mean_mv, std_mv = (self.per_lead(name) for name in PER_LEAD)
+        gain, baseline, mean_mv, std_mv = self.per_lead(*PER_LEAD)
         varies = std_mv > 0  # false for NaN: a missing lead
         std_mv = np.where(varies, std_mv, 1.0)
         scale = np.where(varies, 1.0 / (gain * std_mv), 0.0)
@@ -264,8 +264,8 @@ class ShardReader:
     def sd_mv(self) -> np.ndarray:
         """(segment, lead) float32, millivolt: the standard deviation that `standardisation` divides by, one step of
         the standardised signal; 0 of a constant or missing lead."""
-        sd_mv: np.ndarray = np.nan_to_num(self.per_lead("std_mv")).astype(np.float32)
-        return sd_mv
+        (std_mv,) = self.per_lead("std_mv")
+        return np.where(std_mv > 0, std_mv, 0.0).astype(np.float32)
 
     def signal_mv(self, row: int) -> np.ndarray:
         """One segment, (lead, time) float64, millivolt; NaN where invalid."""

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 import yaml
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from ecgfm import checkpoints
@@ -40,20 +40,23 @@ def seed_of(*parts: int) -> int:
 class Randomness:
     """All that is random in training, begun anew at each step from (seed, step): there is no state to save.
 
-    host, device: generators, of the CPU and of the model's device; torch's global generators, which dropout and the
-        quantizer draw from, are seeded with them
+    host, device: generators, of the CPU and of the model's device, of which processes that train together draw alike,
+        for the whole batch; what is a process's own comes from `own`, of its device, and, dropout, from torch's global
+        generators, which are seeded with them
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed = seed
         self.host = Generator()
         self.device = Generator(device)
+        self.own = Generator(device)
 
-    def begin(self, step: int) -> None:
-        """Put every generator where it stands before this step."""
-        torch.manual_seed(seed_of(self._seed, step, 0))
+    def begin(self, step: int, rank: int = 0) -> None:
+        """Put every generator where it stands before this step, in the process `rank` of those that train together."""
+        torch.manual_seed(seed_of(self._seed, step, 0, rank))
         self.host.manual_seed(seed_of(self._seed, step, 1))
         self.device.manual_seed(seed_of(self._seed, step, 2))
+        self.own.manual_seed(seed_of(self._seed, step, 3, rank))
 
 
 def warm_up(step: int, warmup_steps: int) -> float:
@@ -61,12 +64,64 @@ def warm_up(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
-def divide_gradients(model: nn.Module, count: int | torch.Tensor) -> float:
+def cosine(step: int, warmup_steps: int, max_steps: int) -> float:
+    """The factor on the learning rate of the update after `step` updates: 1 until the warm-up ends, then half a turn of
+    a cosine down to 0 at `max_steps` (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+    done = (step - warmup_steps) / max(max_steps - warmup_steps, 1)
+    return 0.5 + 0.5 * math.cos(math.pi * min(max(done, 0.0), 1.0))
+
+
+def rate_of_epoch(epoch: int, rates: Sequence[tuple[int, float]]) -> float:
+    """The learning rate in an epoch, numbered from 1, where `rates` says from which epoch each one holds."""
+    return next(rate for first, rate in sorted(rates, reverse=True) if first <= epoch)
+
+
+def divide_gradients(model: nn.Module, count: int | Tensor) -> float:
     """Divide every gradient by `count`; returns the norm of all of them together."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    for gradient in gradients:
-        gradient.div_(count)
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+    torch._foreach_div_(gradients, count)
+    return float(gradient_norm(model))
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """(): the norm of all gradients together, left on the device."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
+
+
+class Later:
+    """Numbers on their way from a device: asked for now, read when the device has come to them anyway, so that it need
+    not stand still for a line of the log."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        """numbers: (n,)"""
+        self._arrived: torch.cuda.Event | None = None
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+        else:
+            self._numbers = numbers
+
+    def read(self) -> list[float]:
+        """The numbers; waits for them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [float(number) for number in self._numbers]
+
+
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "A10": 125e12}
+"""By a word of the device's name: dense bf16 operations a second on its data sheet (NVIDIA; of two the SXM one)."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What the device could do in a second at most, for its utilisation; None where no data sheet says."""
+    if device.type != "cuda":
+        return None
+    words = torch.cuda.get_device_name(device).replace("-", " ").split()
+    return next((flops for word, flops in PEAK_FLOPS.items() if word in words), None)
 
 
 def diverged(stage: str, step: int, loss: float, record_ids: Sequence[str]) -> InputError:
@@ -84,28 +139,45 @@ class Log:
     Metrics rows have `step`, the updates done, and `split`, `train` (of that update) or `valid` (after it).
     """
 
-    def __init__(self, out: Path, resumed_step: int, max_steps: int) -> None:
-        """resumed_step: rows that a killed run wrote after this step are removed, as they are about to be written
-        again; so is the validation row of the step itself, which every loop begins with.
+    def __init__(self, out: Path | None, resumed_step: int, max_steps: int, tensorboard: bool = False) -> None:
+        """out: None: of several processes one writes, and this is another
+        resumed_step: rows that a killed run wrote after this step are removed, as they are about to be written
+            again; so is the validation row of the step itself, which every loop begins with
+        tensorboard: write the same numbers to `tensorboard/` too
+
+        Raises:
+            InputError: TensorBoard is asked for and not installed.
         """
         self._every = math.ceil(max_steps / MAX_LOG_ROWS)
+        self._files: dict[str, TextIO] = {}
+        self._board: Any = None
+        if out is None:
+            return
         _keep_rows(out / "metrics.jsonl", lambda row: row["step"] < resumed_step + (row["split"] == "train"))
         _keep_rows(out / "timings.jsonl", lambda row: row["step"] <= resumed_step)
-        self._metrics = open(out / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._timings = open(out / "timings.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        for name in ("metrics", "timings"):
+            self._files[name] = open(out / f"{name}.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise InputError("tensorboard: true needs TensorBoard: pip install 'ecgfm[tensorboard]'") from error
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resumed_step + 1)
 
     def metrics(self, row: Mapping[str, Value]) -> None:
         """Write a row, now."""
-        self._metrics.write(_line(row))
-        self._metrics.flush()
+        self._write("metrics", row)
 
     def training(self, row: Mapping[str, Value]) -> None:
         """Write an update's row, where the run is long only every so often."""
         if int(row["step"] or 0) % self._every == 0:
             self.metrics(row)
 
-    def timing(self, step: int, seconds: float, wait_seconds: float, segments: int) -> None:
-        """Write how long an update took, and how much of that it waited for data."""
+    def timing(
+        self, step: int, seconds: float, wait_seconds: float, segments: int, utilisation: float | None = None
+    ) -> None:
+        """Write how long an update took, how much of that it waited for data, and what share of the operations that
+        the device could have done were the model's (MFU), where that is known."""
         if step % self._every:
             return
         row = {
@@ -113,9 +185,19 @@ class Log:
             "seconds": round(seconds, 4),
             "data_wait_seconds": round(wait_seconds, 4),
             "segments_per_second": round(segments / seconds, 1),
+            **({} if utilisation is None else {"mfu": round(utilisation, 4)}),
         }
-        self._timings.write(_line(row))
-        self._timings.flush()
+        self._write("timings", row)
+
+    def _write(self, name: str, row: Mapping[str, Value]) -> None:
+        if name in self._files:
+            self._files[name].write(_line(row))
+            self._files[name].flush()
+        if self._board is not None:
+            group = row.get("split", "time")
+            for measure, value in row.items():
+                if measure != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(f"{group}/{measure}", value, int(row["step"] or 0))
 
     def __enter__(self) -> Log:
         return self
@@ -123,8 +205,10 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics.close()
-        self._timings.close()
+        for file in self._files.values():
+            file.close()
+        if self._board is not None:
+            self._board.close()
 
 
 class SavesOnSigterm:

@@ -442,6 +442,31 @@ def bench_tables(
         typer.echo(measure(records, folder.absolute()))
 
 
+@bench.command("load")
+def bench_load(
+    segments: Annotated[int, typer.Option("--segments", min=1, help="How many; synthetic ones take 60 KB.")] = 10_000,
+    shards: Annotated[
+        list[int] | None,
+        typer.Option("--shards", min=1, help="Into how many shards. Repeatable. [default: 1, 10, 100]"),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Segments in a batch.")] = 128,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Threads that read ahead.")] = 1,
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write; nothing stays there.")] = Path("."),
+    stage: Annotated[
+        list[Path] | None, typer.Option("--stage", help="The directory of a prepared slice, instead. Repeatable.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where batches go: auto, cpu, cuda.")] = "auto",
+    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 5,
+    debug: Debug = False,
+) -> None:
+    """Segments per second from shards to batches, beside a plain copy and beside loadmat, the reference's way."""
+    with one_line_errors(debug):
+        from ecgfm.bench_load import main as measure
+
+        counts = shards or [1, 10, 100]
+        typer.echo(measure(segments, counts, batch, workers, folder.absolute(), stage or [], device, repeats))
+
+
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """From raw ECG recordings to a pretrained, finetuned and evaluated foundation model."""

@@ -332,11 +332,14 @@ def test_baseline_wander_is_a_sum_of_so_many_cosines_of_the_stated_amplitude() -
     assert np.mean(three**2) == pytest.approx(3 * np.mean(one[:, EIGHT, :2000] ** 2), rel=0.15)
 
 
-def test_baseline_wander_moves_all_leads_together() -> None:
+def test_baseline_wander_moves_all_leads_together_some_more_than_others() -> None:
     eight = added_mv(only("baseline_wander"), 50)[:, EIGHT]
     for segment in eight:
-        singular = np.linalg.svd(segment, compute_uv=False)
+        _, singular, (drift, *_) = np.linalg.svd(segment, full_matrices=False)
         assert singular[1] < 1e-5 * singular[0]
+        share = segment @ drift
+        assert share.min() * share.max() > 0
+        assert np.abs(share).max() > 1.2 * np.abs(share).min()
 
 
 # ---- the dipole
@@ -405,6 +408,8 @@ def test_angles_and_scales_are_uniform_up_to_their_maxima() -> None:
     for values, low, high in ((degrees, -30, 30), (stretch, 1, 1.2)):
         for axis in range(3):
             assert np.abs(np.histogram(values[:, axis], 10, (low, high))[0] - 200).max() < 60
+    drawn = np.concatenate([degrees, stretch], axis=1).T
+    assert np.abs(np.corrcoef(drawn) - np.eye(6)).max() < 0.1  # 4.5 / sqrt(2000): each axis its own
 
 
 def test_no_turn_and_no_stretch_lose_nothing_not_even_what_no_dipole_explains() -> None:

@@ -175,7 +175,7 @@ def fields_of(content: Any) -> set[str]:
 def test_operational_values_and_no_others_stay_out_of_the_content() -> None:
     for config, left_out in (
         (PrepareConfig(), {"max_rejected_share", "workers"}),
-        (PretrainConfig(), {"device", "loader_workers"}),
+        (PretrainConfig(), {"device", "loader_workers", "processes", "compile", "tensorboard"}),
         (FinetuneConfig(), {"device", "loader_workers"}),
         (EvaluateConfig(), {"device"}),
         (SplitsConfig(), set()),

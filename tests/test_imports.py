@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "synthetic_ecg": {"ecg"},
     "synthesize": {*TABLES, "synthetic_ecg"},
     "signals": WORDS,
-    "quality": set(),
+    "quality": {"ecg"},
     "shards": WORDS,
     "sketches": {"ecg"},
     # stages without torch, and what they are made of
@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the DAG
     "pipeline": {*WORDS, "stages", "fingerprints", "processes", "prepare"},
     "runs": {*WORDS, "stages", "pipeline"},
-    "bench_prepare": {*RECORDS, "files", "pipeline", "processes", "stages", "synthesize", "synthetic_ecg"},
+    "bench_prepare": {*RECORDS, "files", "pipeline", "prepare", "processes", "stages", "synthesize", "synthetic_ecg"},
     "bench_tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
     # ---- torch begins here
     "model": WORDS,
@@ -73,13 +73,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {*WORDS, "files", "fingerprints", "model", "published"},
     "checkpoint_commands": {*WORDS, "files", "fingerprints", "model", "published", "checkpoints", "label_space"},
     "data": {*TABLES, "shards"},
+    "bench_load": {*WORDS, "shards", "data"},
+    "distributed": {*WORDS, "shards", "data"},
     "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
-    "pretrain": TRAINING - {"label_space", "metrics"},
+    "pretrain": {*TRAINING - {"label_space", "metrics"}, "distributed"},
+    "bench_training": {*TRAINING, "distributed", "pretrain"},
     "finetune": TRAINING,
     "evaluate": {*TRAINING - {"training"}, "splits", "probe", "drawing", "html_report"},
 }
-MAY_IMPORT_TORCH = {*MODEL, "checkpoint_commands", "pretrain", "finetune", "evaluate"}
+MAY_IMPORT_TORCH = {
+    *MODEL,
+    "distributed",
+    "checkpoint_commands",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "bench_load",
+    "bench_training",
+}
 
 
 @cache

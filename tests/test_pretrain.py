@@ -20,22 +20,25 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from training_data import PRETRAIN, digests, rows, write_inputs
+import yaml
+from training_data import PRETRAIN, SEGMENT_SAMPLES, digests, rows, write_inputs
 
 from ecgfm import checkpoints
 from ecgfm import pretrain as stage
-from ecgfm.config import PretrainConfig
+from ecgfm.config import AugmentConfig, PretrainConfig, to_dict
 from ecgfm.data import Shards, load, standardise, visits_from
+from ecgfm.distributed import World
 from ecgfm.ecg import InputError
 from ecgfm.fingerprints import Input
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
 from ecgfm.model import PretrainModel
 from ecgfm.pipeline import PRETRAIN as PRETRAIN_STAGE
-from ecgfm.pretrain import objective, pretrain, quantizer_temperature
+from ecgfm.pretrain import hidden_frames, learning_rate, objective, pretrain, quantizer_temperature
 from ecgfm.stages import Request, Store
 from ecgfm.training import Randomness
 
 CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +173,12 @@ def test_the_gradient_is_that_of_the_summed_loss_over_masked_frames(inputs: dict
     randomness = Randomness(config.seed, CPU)
     randomness.begin(0)
     total, count = torch.zeros(()), 0
-    for batch in batches:
+    hidden = [hidden_frames(2 * len(b.numbers), config, SEGMENT_SAMPLES, randomness) for b in batches]
+    for batch, places in zip(batches, hidden, strict=True):
         signal_ = standardise(batch, CPU)
         mask = sample_lead_mask(len(signal_), 12, config.lead_mask_probability, randomness.device)
         masked, patients = apply_lead_mask(signal_, mask), train.patients[batch.numbers]
-        loss = objective(model, masked, patients, 2.0, config=config, randomness=randomness)
+        loss = objective(model, masked, patients, places, 2.0, config=config, randomness=randomness, world=ALONE)
         total, count = total + loss.total, count + loss.count
     (total / count).backward()
     norm = math.sqrt(sum(float((p.grad.double() ** 2).sum()) for p in model.parameters() if p.grad is not None))
@@ -302,3 +306,213 @@ def test_fewer_pairs_than_a_batch_are_all_used(inputs: dict[str, Any], tmp_path:
     (timing,) = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
     assert timing["segments_per_second"] * timing["seconds"] == pytest.approx(40, rel=0.05)
     assert np.isfinite(rows(tmp_path, "train")[0]["loss"])
+
+
+# ---- several processes
+
+SHARED = replace(PRETRAIN, max_steps=3, dropout=0.0, save_every=3)
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    path = checkpoints.latest(out)
+    assert path is not None
+    return checkpoints.load(path).state
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of SHARED by one process."""
+    out = tmp_path_factory.mktemp("alone")
+    pretrain(inputs, SHARED, out)
+    return out
+
+
+def test_two_processes_with_half_of_each_batch_do_what_one_does(
+    inputs: dict[str, Any], alone: Path, tmp_path: Path
+) -> None:
+    pretrain(inputs, replace(SHARED, processes=2), tmp_path)
+    one, two = weights_of(alone), weights_of(tmp_path)
+    start = at_start()
+    # a key's bias moves all scores of a query alike: it has no gradient but rounding
+    one = {name: weight for name, weight in one.items() if not name.endswith("k_proj.bias")}
+    moved = {name: float((weight - start[name]).abs().max()) for name, weight in one.items()}
+    assert min(moved.values()) > 1e-5, "an update that moves nothing would prove nothing"
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-2 * SHARED.learning_rate * 3, msg=name)
+    assert_same_log(alone, tmp_path)
+
+
+def assert_same_log(one: Path, other: Path) -> None:
+    for split in ("train", "valid"):
+        for ours, theirs in zip(rows(one, split), rows(other, split), strict=True):
+            assert ours.keys() == theirs.keys()
+            for name in ours.keys() - {"split", "code_perplexity"}:  # the codes are each process's own
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3), (split, ours["step"], name)
+
+
+def at_start() -> dict[str, torch.Tensor]:
+    torch.manual_seed(SHARED.seed)
+    return PretrainModel(SHARED.model).state_dict()
+
+
+def test_without_the_others_negatives_the_processes_do_something_else(
+    inputs: dict[str, Any], alone: Path, tmp_path: Path
+) -> None:
+    pretrain(inputs, replace(SHARED, processes=2, across_processes=False), tmp_path)
+    together, apart = rows(alone, "train")[0], rows(tmp_path, "train")[0]
+    assert apart["cmsc"] < 0.8 * together["cmsc"]  # 2 pairs in place of 4: half of the negatives and fewer
+    assert apart["contrastive"] == pytest.approx(together["contrastive"], rel=1e-3)
+
+
+def test_a_killed_run_of_two_processes_goes_on_to_the_same_bytes(inputs: dict[str, Any], tmp_path: Path) -> None:
+    config = replace(PRETRAIN, processes=2, save_every=1)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    pretrain(inputs, config, tmp_path / "whole")
+    order = tmp_path / "order.pickle"
+    order.write_bytes(pickle.dumps((inputs, config, tmp_path / "killed")))
+    code = "import pickle, sys; from ecgfm.pretrain import pretrain; pretrain(*pickle.load(open(sys.argv[1], 'rb')))"
+    child = subprocess.Popen([sys.executable, "-c", code, str(order)], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not checkpoints.steps(tmp_path / "killed") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    stopped_at = max(checkpoints.steps(tmp_path / "killed"))
+    assert 1 <= stopped_at < 6
+    pretrain(inputs, config, tmp_path / "killed")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def test_sigterm_ends_two_processes_at_one_saved_step(inputs: dict[str, Any], tmp_path: Path) -> None:
+    config = replace(PRETRAIN, processes=2, max_steps=100_000, save_every=100_000, valid_every=100_000)
+    order = tmp_path / "order.pickle"
+    out = tmp_path / "out"
+    out.mkdir()
+    order.write_bytes(pickle.dumps((inputs, config, out)))
+    code = "import pickle, sys; from ecgfm.pretrain import pretrain; pretrain(*pickle.load(open(sys.argv[1], 'rb')))"
+    child = subprocess.Popen([sys.executable, "-c", code, str(order)], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (out / "timings.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(child.pid, signal.SIGTERM)
+    assert child.wait(60) == 128 + signal.SIGTERM
+    (step,) = checkpoints.steps(out)
+    assert 0 < step < 100_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_pairs": 3}, "a batch of 3 cannot be shared by 2 processes"),
+        ({"learning_rate": 1e30}, "the loss of step 2 is"),
+    ],
+)
+def test_what_one_of_two_processes_refuses_is_one_line(
+    inputs: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        pretrain(inputs, replace(PRETRAIN, processes=2, **changes), tmp_path)
+
+
+def test_torchrun_starts_it_too(inputs: dict[str, Any], alone: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(to_dict(SHARED)))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "ecgfm.pretrain", "--manifests", str(inputs["manifests"]), "--config", str(config)]
+    command += ["--slices", *map(str, inputs["slices"]), "--out", str(out)]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    assert [row["step"] for row in rows(out, "train")] == [1, 2, 3]
+    assert_same_log(alone, out)
+
+
+# ---- options
+
+
+def test_bf16_computes_the_same_within_its_eight_bits(inputs: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
+    pretrain(inputs, replace(PRETRAIN, precision="bf16", max_steps=1), tmp_path)
+    found, exact = rows(tmp_path, "valid")[0], rows(unbroken, "valid")[0]
+    assert found["loss"] != exact["loss"], "nothing was computed in bf16"
+    for part in ("loss", "contrastive", "diversity", "feature_penalty", "cmsc"):
+        assert found[part] == pytest.approx(exact[part], rel=2e-2), part
+
+
+def test_the_papers_steps_hold_from_their_epochs_on(inputs: dict[str, Any], tmp_path: Path) -> None:
+    rates = ((1, 1e-4), (2, 5e-5), (4, 1e-5))
+    config = replace(PRETRAIN, max_steps=8, batch_pairs=10, accumulate=1, schedule="epochs", learning_rate_epochs=rates)
+    pretrain(inputs, config, tmp_path)  # 2 batches an epoch
+    found = [row["learning_rate"] for row in rows(tmp_path, "train")]
+    assert found == pytest.approx([1e-4, 1e-4, 5e-5, 5e-5, 5e-5, 5e-5, 1e-5, 1e-5])
+
+
+def test_a_cosine_falls_from_the_end_of_the_warm_up_to_nothing() -> None:
+    config = replace(PRETRAIN, max_steps=110, warmup_steps=10, schedule="cosine", learning_rate=1.0)
+    rates = [learning_rate(step, 1, config) for step in range(110)]
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert rates[60] == pytest.approx(0.5)
+    assert (np.diff(rates[10:]) < 0).all()
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_a_source_of_weight_0_is_not_visited(inputs: dict[str, Any], tmp_path: Path) -> None:
+    manifests = tmp_path / "manifests"
+    shutil.copytree(inputs["manifests"], manifests)
+    shards = Shards(inputs["slices"])
+    table = pl.read_parquet(manifests / "cmsc_train.parquet")
+    config = replace(PRETRAIN, source_weights={"toy": 2.0})
+    pairs = stage._read_pairs(manifests, "train", shards, config)
+    assert pairs.weights is not None
+    assert pairs.weights.tolist() == [2.0] * table.height
+    with pytest.raises(InputError, match="names elsewhere; the pairs are of toy"):
+        stage._read_pairs(manifests, "train", shards, replace(PRETRAIN, source_weights={"elsewhere": 1.0}))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="have weight 0"):
+        pretrain(inputs, replace(PRETRAIN, source_weights={"toy": 0.0}), tmp_path / "out")
+
+
+def test_a_subset_trains_on_whole_patients(inputs: dict[str, Any]) -> None:
+    shards = Shards(inputs["slices"])
+    whole = stage._read_pairs(inputs["manifests"], "train", shards, PRETRAIN)
+    half = stage._read_pairs(inputs["manifests"], "train", shards, replace(PRETRAIN, subset=0.5))
+    assert 0 < len(half.record_ids) < len(whole.record_ids)
+    patient = dict(pl.read_parquet(inputs["manifests"] / "cmsc_train.parquet").select("record_id", "patient_id").rows())
+    chosen = {patient[record_id] for record_id in half.record_ids} - {None}
+    for record_id in whole.record_ids:
+        if patient[record_id] in chosen:
+            assert record_id in half.record_ids
+
+
+def test_augmentations_change_what_is_trained_on(inputs: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
+    louder = AugmentConfig(emg_probability=1.0)
+    pretrain(inputs, replace(PRETRAIN, augment=louder, max_steps=1), tmp_path)
+    assert rows(tmp_path, "train")[0]["loss"] != rows(unbroken, "train")[0]["loss"]
+    assert rows(tmp_path, "valid")[0] == rows(unbroken, "valid")[0]
+
+
+def test_memory_that_runs_out_names_the_batch_that_fits(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = PretrainModel.forward
+
+    def small(self: PretrainModel, signal_: torch.Tensor, *rest: Any) -> Any:
+        if len(signal_) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, signal_, *rest)
+
+    monkeypatch.setattr(PretrainModel, "forward", small)
+    monkeypatch.setattr(stage, "validate", lambda *_: {"loss": 0.0})
+    with pytest.raises(InputError, match=r"7 pairs at once .* 3 fit: use pretrain.batch_pairs=3 and .*accumulate=6"):
+        pretrain(inputs, replace(PRETRAIN, batch_pairs=8), tmp_path)
+
+
+def test_tensorboard_gets_the_logs_numbers(inputs: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pretrain(inputs, replace(PRETRAIN, tensorboard=True), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx([row["loss"] for row in rows(tmp_path, "train")], rel=1e-5)
