@@ -61,7 +61,8 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
     device = pick_device(config.device)
     shards = Shards(inputs["slices"])
     space = read_label_space(inputs["manifests"] / "label_space.yaml")
-    train, valid = (read_labelled(inputs["manifests"], split, space) for split in ("train", "valid"))
+    train = read_labelled(inputs["manifests"], "train", space, config.subset)
+    valid = read_labelled(inputs["manifests"], "valid", space)
     places = shards.places(train.segments)[:, None]
     weights = positive_weight(train.labels, space) if config.pos_weight else torch.ones(len(space.labels))
     positive_weights = weights.to(device)
@@ -213,7 +214,7 @@ def positive_weight(labels: Tensor, space: LabelSpace) -> Tensor:
         if not positive or not negative:
             raise InputError(
                 f"label {label.name!r} has {positive} positive and {negative} negative segments to train on and needs "
-                "both; set manifests.rare_labels=drop, or finetune.pos_weight=false"
+                "both; set manifests.rare_labels=drop, finetune.pos_weight=false or a larger finetune.subset"
             )
     return negatives / positives
 

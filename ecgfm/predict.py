@@ -17,7 +17,7 @@ from ecgfm import checkpoints
 from ecgfm import model as network
 from ecgfm.checkpoints import Checkpoint, Kind
 from ecgfm.contracts import read_table
-from ecgfm.data import Shards, in_order, load, standardise
+from ecgfm.data import Shards, in_order, load, standardise, subset
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace
 from ecgfm.metrics import aggregate
@@ -41,8 +41,8 @@ class Labelled:
     truth: np.ndarray
 
 
-def read_labelled(manifests: Path, split: str, space: LabelSpace) -> Labelled:
-    """The labelled segments of one split, and its records.
+def read_labelled(manifests: Path, split: str, space: LabelSpace, share: float = 1.0) -> Labelled:
+    """The labelled segments of one split, or of a share of its patients (`data.subset`), and its records.
 
     Raises:
         InputError: there is none.
@@ -50,6 +50,8 @@ def read_labelled(manifests: Path, split: str, space: LabelSpace) -> Labelled:
     segments = read_table(manifests / f"labelled_{split}.parquet", "labelled_segments")
     if segments.is_empty():
         raise InputError(f"labelled_{split}.parquet is empty: no record of that split has a label")
+    chosen = subset(segments["patient_id"].to_list(), segments["record_id"].to_list(), share)
+    segments = segments.filter(pl.Series(chosen))
     records = segments.unique("record_id", keep="first", maintain_order=True)
     labels, truth = (
         table.select(pl.col(space.names).cast(number).fill_null(math.nan)).to_numpy()

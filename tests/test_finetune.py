@@ -24,7 +24,7 @@ from training_data import LABELS, PRETRAIN, TINY, digests, rows, write_inputs
 from ecgfm import checkpoints
 from ecgfm import finetune as stage
 from ecgfm.config import FinetuneConfig
-from ecgfm.data import Shards
+from ecgfm.data import Shards, subset
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.finetune import finetune, is_better, masked_bce, parameter_groups, positive_weight
 from ecgfm.fingerprints import Input
@@ -291,7 +291,7 @@ def test_an_epoch_without_a_score_is_the_best_only_until_one_has_a_score() -> No
     assert not is_better(0.1, 0.1)
 
 
-def test_a_checkpoint_says_what_its_logits_mean(unbroken: Path) -> None:
+def test_a_checkpoint_says_what_its_logits_mean(inputs: dict[str, Any], unbroken: Path) -> None:
     best = checkpoints.best(unbroken)
     assert best is not None
     meta = checkpoints.load(best).meta
@@ -299,6 +299,11 @@ def test_a_checkpoint_says_what_its_logits_mean(unbroken: Path) -> None:
     assert meta.labels == LABELS
     assert meta.aggregation == {"fast": "mean", "high in V1": "max"}
     assert (meta.leads, meta.sampling_rate_hz, meta.segment_samples) == (LEADS, 100.0, 256)
+    assert set(meta.thresholds) == set(LABELS)
+    start = checkpoints.latest(inputs["pretrain"])
+    assert start is not None
+    assert meta.training_data["pretrain"] == checkpoints.digest(checkpoints.load(start).state)
+    assert {*meta.training_data} > {"manifests", "pretrain"}
 
 
 def test_valid_scores_are_by_record(inputs: dict[str, Any], unbroken: Path) -> None:
@@ -324,7 +329,7 @@ def test_an_encoder_of_another_rate_is_refused(inputs: dict[str, Any], tmp_path:
     shutil.copytree(inputs["pretrain"], tmp_path / "pretrain")
     (meta,) = (tmp_path / "pretrain").glob("step_*/meta.json")
     meta.write_text(meta.read_text().replace('"sampling_rate_hz": 100.0', '"sampling_rate_hz": 500.0'))
-    with pytest.raises(InputError, match="pretrained on 12 leads at 500 Hz, the shards have 12 at 100 Hz"):
+    with pytest.raises(InputError, match="expected 500 Hz as the model was trained on, found 100 Hz in the shards"):
         finetune({**inputs, "pretrain": tmp_path / "pretrain"}, FINETUNE, tmp_path)
     with pytest.raises(InputError, match="no complete checkpoint; pretrain first"):
         finetune({**inputs, "pretrain": tmp_path}, FINETUNE, tmp_path)
@@ -336,6 +341,26 @@ def test_a_split_without_labelled_segments_is_refused(inputs: dict[str, Any], tm
     pl.read_parquet(path).head(0).write_parquet(path)
     with pytest.raises(InputError, match=r"labelled_valid\.parquet is empty"):
         finetune({**inputs, "manifests": tmp_path / "manifests"}, FINETUNE, tmp_path)
+
+
+def test_a_subset_trains_on_those_patients_alone_and_is_judged_by_all(
+    inputs: dict[str, Any], unbroken: Path, tmp_path: Path
+) -> None:
+    """As if the others had never been in the manifest."""
+    table = pl.read_parquet(inputs["manifests"] / "labelled_train.parquet")
+    chosen = subset(table["patient_id"].to_list(), table["record_id"].to_list(), 0.5)
+    assert 0 < chosen.sum() < len(chosen)
+    shutil.copytree(inputs["manifests"], tmp_path / "manifests")
+    table.filter(pl.Series(chosen)).write_parquet(tmp_path / "manifests" / "labelled_train.parquet")
+    config = replace(FINETUNE, max_epochs=1)
+    for name in ("share", "by hand"):
+        (tmp_path / name).mkdir()
+    counts = finetune(inputs, replace(config, subset=0.5), tmp_path / "share")
+    finetune({**inputs, "manifests": tmp_path / "manifests"}, config, tmp_path / "by hand")
+    assert counts["segments"] == chosen.sum()
+    assert rows(tmp_path / "share", "train") == rows(tmp_path / "by hand", "train")
+    assert rows(tmp_path / "share", "valid") == rows(tmp_path / "by hand", "valid")
+    assert rows(tmp_path / "share", "train") != rows(unbroken, "train")[: counts["steps"]]
 
 
 def test_labels_are_told_apart_by_name(inputs: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
