@@ -113,6 +113,19 @@ def test_sigterm_saves_and_the_next_run_ends_as_if_it_had_never_stopped(
     assert digests(tmp_path) == digests(unbroken)
 
 
+def test_a_run_whose_batches_are_read_ahead_stops_and_goes_on_like_any_other(
+    inputs: dict[str, Any], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(FINETUNE, loader_workers=2)
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            finetune(inputs, config, tmp_path)
+    assert max(checkpoints.steps(tmp_path)) == 5
+    finetune(inputs, config, tmp_path)
+    assert digests(tmp_path) == digests(unbroken)
+
+
 @pytest.mark.parametrize("step", [1, 3, 8])
 def test_a_run_that_breaks_anywhere_goes_on_from_its_last_checkpoint(
     inputs: dict[str, Any], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
