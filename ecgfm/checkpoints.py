@@ -361,6 +361,10 @@ def _load_directory(path: Path) -> Checkpoint:
         state = safetensors.torch.load_file(path / MODEL)
     except SafetensorError as error:
         raise InputError(f"{path / MODEL}: not a safetensors file ({error}); remove {path}") from error
+    if meta.model.n_layers > len(state):
+        raise InputError(
+            f"{path / META}: model.n_layers is {meta.model.n_layers:,}, there are {len(state)} tensors; remove {path}"
+        )
     return Checkpoint(path, meta, state)
 
 

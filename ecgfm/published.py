@@ -62,6 +62,7 @@ _UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    AssertionError,
     struct.error,
     zipfile.BadZipFile,
     pickle.UnpicklingError,
@@ -162,11 +163,13 @@ def _look_at(path: Path) -> None:
         packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
         damaged = packed[0] if packed else archive.testzip()
     if damaged:
-        raise InputError(f"{path}: damaged: {damaged} in it is not what was written; get it again")
+        raise InputError(f"{path}: damaged: {damaged!r} in it is not what was written; get it again")
 
 
 def _dense(path: Path, name: str, tensor: Tensor) -> Tensor:
     """The tensor as float32, if it is of floats that lie in the file (a view of few bytes can pose as any size)."""
+    if not re.fullmatch(r"[\w.]{1,200}", str(name)):
+        raise InputError(f"{path}: its tensors are not an ECG-FM model's: one is named {str(name)[:200]!r}")
     dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
     if not dense or not 0 < tensor.numel() * tensor.element_size() <= path.stat().st_size:
         raise InputError(

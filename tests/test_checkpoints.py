@@ -257,6 +257,7 @@ def test_a_damaged_file_stops_the_reader(tmp_path: Path, name: str, damage: Call
         (lambda text: text[:-40], "not JSON"),
         (lambda _: "[]", "expected a JSON object, found list"),
         (lambda text: text.replace('"n_heads": 2', '"n_heads": 3'), r"width \(16\) must be a multiple of n_heads"),
+        (lambda text: text.replace('"n_layers": 2', '"n_layers": 2000000000'), "n_layers is 2,000,000,000, there are"),
         (lambda text: text.replace('"n_heads"', '"heads"'), "model.heads: unknown key; did you mean 'n_heads'"),
         (lambda text: text.replace('"pretrained"', '"trained"'), "kind"),
         (lambda text: text.replace('  "V6"', '  "V6", "V7"'), "leads must be 12"),
@@ -465,7 +466,7 @@ def test_a_flipped_bit_anywhere_in_the_content_of_a_published_file_is_noticed(tm
         damaged = bytearray(whole)
         damaged[at + padding + generator.integers(entry.file_size)] ^= 1 << generator.integers(8)
         path.write_bytes(damaged)
-        assert f"damaged: {entry.filename} in it is not what was written" in refusal(path)
+        assert f"damaged: '{entry.filename}' in it is not what was written" in refusal(path)
 
 
 def test_bytes_written_over_a_published_file_never_change_what_is_read(tmp_path: Path) -> None:
@@ -511,7 +512,7 @@ def test_what_people_take_for_a_checkpoint_is_named(tmp_path: Path) -> None:
     assert "a zip archive without a checkpoint's data.pkl" in refusal(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", bytes(10_000_000))
-    assert "a/data.pkl in it is not what was written" in refusal(path)
+    assert "'a/data.pkl' in it is not what was written" in refusal(path)
     safetensors.torch.save_file({"a": torch.zeros(1)}, path)
     assert "a safetensors file alone" in refusal(path)
 
@@ -577,6 +578,15 @@ def test_tensors_that_are_not_dense_floats_are_refused(tmp_path: Path) -> None:
         contents = as_published(PRETRAINED)
         contents["model"][name] = tensor
         assert f"{name}: expected a dense tensor of floats" in refusal(published(tmp_path, contents))
+
+
+@pytest.mark.parametrize("name", ["mask\nemb", "", "\x1b[2J", 7, "x" * 300])
+def test_names_that_are_none_are_refused(tmp_path: Path, name: Any) -> None:
+    contents = as_published(PRETRAINED)
+    contents["model"][name] = torch.zeros(1)
+    message = refusal(published(tmp_path, contents))
+    assert "one is named" in message or name == 7
+    assert len(message) < 500
 
 
 def test_layers_without_end_are_refused_at_once(tmp_path: Path) -> None:
