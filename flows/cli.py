@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from ecgfm import __version__
-from ecgfm.config import load_pipeline, read_pipelines
+from ecgfm.config import PretrainConfig, from_dict, load_pipeline, read_pipelines
 from ecgfm.ecg import InputError
 from ecgfm.pipeline import PREPARE, SPLITS, STAGE_NAMES, PlannedStage, Selection, plan
 from ecgfm.runs import report_of, run_locally
@@ -465,6 +465,60 @@ def bench_load(
 
         counts = shards or [1, 10, 100]
         typer.echo(measure(segments, counts, batch, workers, folder.absolute(), stage or [], device, repeats))
+
+
+BenchModel = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="KEY=VALUE", help="Another model than the published one: n_layers=4. Repeatable."),
+]
+BenchDevice = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<number>.")]
+BenchPrecision = Annotated[str, typer.Option("--precision", help="bf16 or fp32.")]
+BenchSteps = Annotated[int, typer.Option("--steps", min=1, help="How many are timed.")]
+
+
+@bench.command("pretrain")
+def bench_pretrain(
+    pairs: Annotated[int, typer.Option("--pairs", min=2, help="Pairs in a batch, of two segments each.")] = 4,
+    steps: BenchSteps = 5,
+    precision: BenchPrecision = "bf16",
+    device: BenchDevice = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    model: BenchModel = None,
+    debug: Debug = False,
+) -> None:
+    """Segments per second of pretraining, milliseconds of each part, utilisation, memory."""
+    with one_line_errors(debug):
+        from ecgfm.bench_training import bench_pretrain as measure
+
+        values = {"batch_pairs": pairs, "precision": precision, "device": device, "compile": compiled}
+        typer.echo(measure(from_dict(PretrainConfig, {**values, "model": _values(model)}, "bench pretrain"), steps))
+
+
+@bench.command("encode")
+def bench_encode(
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Segments in a batch.")] = 16,
+    steps: BenchSteps = 5,
+    precision: BenchPrecision = "bf16",
+    device: BenchDevice = "auto",
+    model: BenchModel = None,
+    debug: Debug = False,
+) -> None:
+    """Segments per second of embedding, utilisation, memory."""
+    with one_line_errors(debug):
+        from ecgfm.bench_training import bench_encode as measure
+
+        config = from_dict(
+            PretrainConfig, {"precision": precision, "device": device, "model": _values(model)}, "bench encode"
+        )
+        typer.echo(measure(config.model, batch, steps, config.device, config.precision))
+
+
+def _values(given: Sequence[str] | None) -> dict[str, str]:
+    """KEY=VALUE, KEY=VALUE as a mapping."""
+    pairs = [one.partition("=") for one in given or ()]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        raise InputError(f"--model {wrong[0]}: expected KEY=VALUE, such as n_layers=4")
+    return {key: value for key, _, value in pairs}
 
 
 @app.callback(invoke_without_command=True)
