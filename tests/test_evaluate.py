@@ -167,9 +167,10 @@ def test_embeddings_are_of_every_labelled_record_and_of_two_encoders(inputs: dic
     encoder = checkpoints.build_encoder(checkpoints.load(path))
     table = read_table(inputs["manifests"] / "labelled_test.parquet", "labelled_segments")
     mine = table.filter(pl.col("record_id") == table["record_id"][0])
-    digital, scale, offset = Shards(inputs["slices"]).read(Shards(inputs["slices"]).places(mine))
+    shards = Shards(inputs["slices"])
+    batch = shards.read(np.arange(mine.height), shards.places(mine))
     with torch.inference_mode():
-        signal = torch.from_numpy(digital * scale[..., None] + offset[..., None])
+        signal = batch.digital * batch.scale[..., None] + batch.offset[..., None]
         expected = pool_nonzero_mean(encoder(signal).frames).mean(dim=0).numpy()
     (found,) = embeddings.filter(pl.col("encoder") == "pretrained", pl.col("record_id") == table["record_id"][0])[
         "embedding"
@@ -234,6 +235,27 @@ def test_an_encoder_of_other_labels_is_refused(inputs: dict[str, Any], tmp_path:
     replace(space, labels=tuple(reversed(space.labels))).write(manifests / "label_space.yaml")
     with pytest.raises(InputError, match=r"expected the labels .* finetune again"):
         evaluate({**inputs, "manifests": manifests}, config(), tmp_path)
+
+
+def test_the_thresholds_that_travel_with_the_weights_are_those_of_the_report(inputs: dict[str, Any], out: Path) -> None:
+    path = checkpoints.best(inputs["finetune"])
+    assert path is not None
+    points = json.loads((out / "metrics.json").read_text())["operating_points"]
+    assert checkpoints.load(path).meta.thresholds == {
+        label: pytest.approx(point["threshold"], abs=1e-6) for label, point in points.items()
+    }
+
+
+@pytest.mark.parametrize(("stage", "other"), [("pretrain", "finetune"), ("finetune", "pretrain")])
+def test_a_checkpoint_of_the_other_kind_is_refused(
+    inputs: dict[str, Any], tmp_path: Path, stage: str, other: str
+) -> None:
+    path = checkpoints.latest(inputs[other])
+    assert path is not None
+    shutil.copytree(path, tmp_path / path.name)
+    checkpoints.mark_best(tmp_path, checkpoints.load(path).meta.step)
+    with pytest.raises(InputError, match=rf"expected a {stage}\w*d checkpoint, found a {other}\w*d one"):
+        evaluate({**inputs, stage: tmp_path}, config(), tmp_path)
 
 
 def test_a_run_without_a_checkpoint_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
