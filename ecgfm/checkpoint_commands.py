@@ -309,7 +309,9 @@ def _label_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _training_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     keys = found["training_data_keys"]
     data = [
-        f"{name} {digest}" + (f" (key {keys[name]})" if name in keys and name == "manifests" else "")
+        f"the weights sha256:{digest}, from which it started"
+        if name == "pretrain"
+        else f"{name} {digest}" + (f" (key {keys[name]})" if name in keys else "")
         for name, digest in found["training_data"].items()
     ]
     origin = found["converted_from_sha256"]
