@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ecgfm.data import Shards, load, pick_device, standardise, visits
+from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, visits_from
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.shards import ShardWriter
 
@@ -47,7 +47,7 @@ def main(
 ) -> str:
     """Measure, and return what to print.
 
-    segments: how many synthetic ones; of the slices in `stages` at most so many are read
+    segments: how many are read in a run, and written where they are synthetic; of fewer in `stages` each is read often
     shard_counts: into how many shards the synthetic ones are divided, once for each
     batch: segments in a batch
     workers: threads that read ahead; 0: reads when asked
@@ -109,15 +109,15 @@ def _measure(
     places = [every_place(shards, segments) for shards in opened]
     shape = (len(opened[0].leads), opened[0].segment_samples)
     source = np.ones((max(COPIED_BYTES // (2 * shape[0] * shape[1]), 1), *shape), np.int16)
-    mats = _write_mats(scratch, min(len(places[0]), MAT_FILES), shape)
+    mats = _write_mats(scratch, min(segments, MAT_FILES), shape)
 
     work: dict[str, Callable[[int], Speed]] = {}
     for shards, where in zip(opened, places, strict=True):
-        deliver = partial(_deliver, shards, where, batch, workers, device)
+        deliver = partial(_deliver, shards, where, segments, batch, workers, device)
         count = len(shards.n_segments)
         work[f"deliver from {count} shard{'s' * (count != 1)}"] = partial(deliver, False)
     work[f"deliver, standardise ({device.type})"] = partial(deliver, True)
-    work["copy in memory"] = partial(_copy, source, len(places[0]), batch)
+    work["copy in memory"] = partial(_copy, source, segments, batch)
     work["loadmat, file by file"] = partial(_loadmat, mats)
 
     for run in work.values():
@@ -143,7 +143,7 @@ def _measure(
         [
             f"batches of {batch} segments of {shape[0]} leads, {shape[1]:,} samples; "
             f"{workers or 'no'} thread{'s' * (workers != 1)} reading ahead, warm cache, medians of {repeats} runs over "
-            f"{len(places[0]):,} segments",
+            f"{segments:,} segments",
             "",
             f"{'':30} {'segments/s':>11} {'MB/s':>7} {'to loadmat':>11} {'per core':>10} {'to loadmat':>11}",
             *(
@@ -168,14 +168,27 @@ def every_place(shards: Shards, at_most: int) -> np.ndarray:
     return every[np.linspace(0, len(every) - 1, min(at_most, len(every))).astype(int), None]
 
 
+def _order(n_examples: int, segments: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+    """Epoch after epoch, of some `segments` in all."""
+    epochs = -(-segments // n_examples)
+    return visits_from(n_examples, batch, seed, 0, epochs * batches_per_epoch(n_examples, batch))
+
+
 def _deliver(
-    shards: Shards, places: np.ndarray, batch: int, workers: int, device: torch.device, standardised: bool, seed: int
+    shards: Shards,
+    places: np.ndarray,
+    segments: int,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    standardised: bool,
+    seed: int,
 ) -> Speed:
-    """One epoch; on a GPU with the copy to it."""
-    order = visits(len(places), batch, seed, epoch=0)
+    """Batch after batch; on a GPU with the copy to it."""
+    order = _order(len(places), segments, batch, seed)
     clock = _Clock()
     count = 0
-    for delivered in load(shards, places, iter(order), device, workers):
+    for delivered in load(shards, places, order, device, workers):
         count += len(delivered.digital)
         if standardised:
             standardise(delivered, device)
@@ -188,7 +201,7 @@ def _deliver(
 
 def _copy(source: np.ndarray, n_segments: int, batch: int, seed: int) -> Speed:
     """No less can be done: as many segments, from random places in memory into a batch."""
-    order = [numbers % len(source) for numbers in visits(n_segments, batch, seed, epoch=0)]
+    order = [numbers % len(source) for numbers in _order(n_segments, n_segments, batch, seed)]
     into = np.zeros((batch, *source.shape[1:]), np.int16)
     clock = _Clock()
     for numbers in order:

@@ -217,7 +217,8 @@ class ShardReader:
             with h5py.File(self.path, "r") as file:
                 yield file
         except OSError as error:
-            raise InputError(f"{self.path}: not a readable HDF5 file: {error}") from error
+            reason = "it is not there" if isinstance(error, FileNotFoundError) else error
+            raise InputError(f"{self.path}: not a readable HDF5 file: {reason}") from error
 
     def read(self, row: int, into: np.ndarray) -> None:
         """One segment, (lead, time) little-endian int16, `INVALID` where there is no sample, straight into `into`.

@@ -444,10 +444,10 @@ def bench_tables(
 
 @bench.command("load")
 def bench_load(
-    segments: Annotated[int, typer.Option("--segments", min=1, help="How many; synthetic ones take 60 KB.")] = 10_000,
+    segments: Annotated[int, typer.Option("--segments", min=1, help="How many a run reads; 60 KB each.")] = 10_000,
     shards: Annotated[
         list[int] | None,
-        typer.Option("--shards", min=1, help="Into how many shards. Repeatable. [default: 1, 10, 100]"),
+        typer.Option("--shards", min=1, help="Into how many shards: 1, 10 and 100, or others. Repeatable."),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Segments in a batch.")] = 128,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Threads that read ahead.")] = 1,
@@ -463,7 +463,7 @@ def bench_load(
     with one_line_errors(debug):
         from ecgfm.bench_load import main as measure
 
-        counts = shards or [1, 10, 100]
+        counts = shards or [count for count in (1, 10, 100) if count <= segments]
         typer.echo(measure(segments, counts, batch, workers, folder.absolute(), stage or [], device, repeats))
 
 

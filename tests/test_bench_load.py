@@ -52,7 +52,8 @@ def test_each_way_is_measured_and_nothing_stays(tmp_path: Path) -> None:
 
 def test_prepared_slices_are_measured_in_place_of_synthetic_ones(tmp_path: Path) -> None:
     slices = write_inputs(tmp_path / "inputs")["slices"]
-    printed = main(10, [1], 4, 0, tmp_path, slices, "cpu", 1)
+    printed = main(10, [1], 4, 0, tmp_path, slices, "cpu", 1)  # some of 56
+    assert "deliver from 2 shards" in main(100, [1], 4, 0, tmp_path, slices, "cpu", 1)  # more than all
     assert "batches of 4 segments of 12 leads, 256 samples; no threads" in printed
     assert "over 10 segments" in printed
     assert "deliver from 2 shards" in printed
@@ -71,5 +72,5 @@ def test_what_cannot_be_measured_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--folder .* cannot be written"):
         main(5, [1], 4, 0, tmp_path / "file", [], "cpu", 1)
-    with pytest.raises(InputError, match=r"nothing.shard\.h5: not a readable"):
+    with pytest.raises(InputError, match=r"nothing.shard\.h5: not a readable HDF5 file: it is not there$"):
         main(5, [1], 4, 0, tmp_path, [tmp_path / "nothing"], "cpu", 1)
