@@ -236,7 +236,9 @@ def subset(keys: Sequence[str | None], fallback: Sequence[str], share: float) ->
     Raises:
         InputError: nothing is left.
     """
-    chosen = np.array([_place(key or other) < share for key, other in zip(keys, fallback, strict=True)], bool)
+    identities = [key or other for key, other in zip(keys, fallback, strict=True)]
+    within = {identity for identity in set(identities) if _place(identity) < share}
+    chosen = np.array([identity in within for identity in identities], bool)
     if not chosen.any():
         raise InputError(f"subset: a share of {share:g} leaves none of {len(chosen):,} examples; use a larger one")
     return chosen
