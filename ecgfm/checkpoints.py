@@ -217,12 +217,13 @@ def best(directory: Path) -> Path | None:
     return found[step]
 
 
-def keep_last(directory: Path, n: int) -> None:
-    """Remove all complete checkpoints but the last `n` and the best, and what killed runs have left."""
-    complete = list(steps(directory).values())
-    spared = {*complete[len(complete) - n :], best(directory)} if n < len(complete) else set(complete)
-    for path in complete:
-        if path not in spared:
+def keep_last(directory: Path, n: int, every: int = 0) -> None:
+    """Remove all complete checkpoints but the last `n`, the best, and those whose step is a multiple of `every` (0:
+    none), and what killed runs have left."""
+    complete = steps(directory)
+    spared = {*list(complete.values())[-n:], best(directory)}
+    for step, path in complete.items():
+        if path not in spared and not (every and step % every == 0):
             _remove(path)
     for leftover in directory.glob(".step_*"):
         shutil.rmtree(leftover)

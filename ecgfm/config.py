@@ -271,7 +271,8 @@ class PretrainConfig:
     seed: int = 0
     valid_every: AtLeastOne = 500  # steps
     save_every: AtLeastOne = 1000  # steps
-    keep_last: AtLeastOne = 1  # checkpoints
+    keep_last: AtLeastOne = 1  # checkpoints; the one of the lowest valid loss stays too
+    keep_every: Count = 0  # steps: checkpoints at its multiples stay for good
     device: str = "auto"  # auto: a GPU where there is one
     processes: Count = 1
     compile: bool = False

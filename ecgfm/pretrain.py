@@ -107,7 +107,7 @@ def pretrain(inputs: Mapping[str, Any], config: PretrainConfig, out: Path) -> di
         return _train(inputs, config, out, world)
 
 
-def _train(  # noqa: PLR0915 - one loop, to be read from top to bottom
+def _train(  # noqa: PLR0912, PLR0915 - one loop, to be read from top to bottom
     inputs: Mapping[str, Any], config: PretrainConfig, out: Path, world: World
 ) -> dict[str, int]:
     device = world.device
@@ -150,8 +150,11 @@ def _train(  # noqa: PLR0915 - one loop, to be read from top to bottom
     randomness = Randomness(config.seed, device)
     trained = world.wrap(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
     device_flops, segment_flops = peak_flops(device), flops_per_segment(config.model, shards.segment_samples)
+    best: dict[str, Any] = resumed.progress["best"] if resumed else {"step": None, "loss": None}
     if world.is_first:
         write_config(config, out)
+        if best["step"] in checkpoints.steps(out):
+            checkpoints.mark_best(out, best["step"])  # the run may have been killed before it could
 
     step = start  # updates done
     under_way: deque[Update] = deque()
@@ -184,6 +187,9 @@ def _train(  # noqa: PLR0915 - one loop, to be read from top to bottom
                 settle()
                 row = validate(model, shards, valid, config, world)
                 log.metrics({"step": step, "split": "valid", **row})
+                saved = last_step or step % config.save_every == 0
+                if saved and step > 0 and (best["loss"] is None or row["loss"] < best["loss"]):
+                    best = {"step": step, "loss": row["loss"]}
                 if world.is_first:
                     say(f"step {step:,} of {config.max_steps:,}: valid loss {row['loss']:.4g} bits per masked frame")
 
@@ -191,11 +197,19 @@ def _train(  # noqa: PLR0915 - one loop, to be read from top to bottom
             if step > start and (scheduled or stop):
                 settle()
                 if world.is_first:
-                    progress = {"config": content_of(config), "epochs": step * config.accumulate / per_epoch}
+                    epochs = step * config.accumulate / per_epoch
+                    progress = {"config": content_of(config), "epochs": epochs, "best": best}
                     state = {"optimizer": optimizer.state_dict()}
                     checkpoints.save(out, step, model.state_dict(), state, replace(meta, progress=progress))
+                    if best["step"] == step:
+                        checkpoints.mark_best(out, step)
                     if scheduled:
-                        prune(out, lambda s: s == config.max_steps or s % config.save_every == 0, config.keep_last)
+                        prune(
+                            out,
+                            lambda s: s == config.max_steps or s % config.save_every == 0,
+                            config.keep_last,
+                            config.keep_every,
+                        )
 
             if last_step:
                 break

@@ -252,13 +252,13 @@ def resume(out: Path, config: Any, model: nn.Module, optimizer: torch.optim.Opti
     return checkpoint.meta
 
 
-def prune(out: Path, scheduled: Callable[[int], bool], keep_last: int) -> None:
-    """Keep the last checkpoints of the schedule (and the best). One that SIGTERM made has served and is removed, so
-    that an interrupted run ends with the files of an uninterrupted one."""
+def prune(out: Path, scheduled: Callable[[int], bool], keep_last: int, keep_every: int = 0) -> None:
+    """Keep the last checkpoints of the schedule, the best, and those at multiples of `keep_every`. One that SIGTERM
+    made has served and is removed, so that an interrupted run ends with the files of an uninterrupted one."""
     for step, path in checkpoints.steps(out).items():
         if not scheduled(step):
             shutil.rmtree(path)
-    checkpoints.keep_last(out, keep_last)
+    checkpoints.keep_last(out, keep_last, keep_every)
 
 
 def write_config(config: Any, out: Path) -> None:

@@ -70,7 +70,7 @@ def test_two_runs_write_the_same_bytes(inputs: dict[str, Any], unbroken: Path, t
     counts = pretrain(inputs, PRETRAIN, tmp_path)
     assert digests(tmp_path) == digests(unbroken)
     saved = {f"step_0000006/{name}" for name in ("model.safetensors", "optimizer.pt", "meta.json")}
-    assert set(digests(tmp_path)) == saved | {"metrics.jsonl", "config.yaml"}
+    assert set(digests(tmp_path)) == saved | {"metrics.jsonl", "config.yaml", "best.json"}
     assert counts["steps"] == 6
     assert counts["pairs"] == 20
 
@@ -146,7 +146,7 @@ def test_killed_in_the_store_and_run_again_gives_the_bytes_of_one_run(inputs: di
     assert 0 < reached < config.max_steps
     again = Store(tmp_path / "killed").make(request)
     once = Store(tmp_path / "once").make(request)
-    assert len(once.files) == 5
+    assert len(once.files) == 6
     assert again.files == once.files
     assert digests(again.directory) == digests(once.directory)
 
@@ -234,6 +234,16 @@ def test_a_record_of_no_known_patient_is_nobodys_relative(inputs: dict[str, Any]
 def test_checkpoints_are_kept_as_asked(inputs: dict[str, Any], tmp_path: Path) -> None:
     pretrain(inputs, replace(PRETRAIN, max_steps=5, keep_last=2), tmp_path)
     assert list(checkpoints.steps(tmp_path)) == [4, 5]
+
+
+def test_the_best_by_valid_loss_and_those_at_multiples_stay(inputs: dict[str, Any], tmp_path: Path) -> None:
+    config = replace(PRETRAIN, max_steps=12, save_every=1, valid_every=1, learning_rate=0.1, keep_every=5)
+    pretrain(inputs, config, tmp_path)
+    losses = {row["step"]: row["loss"] for row in rows(tmp_path, "valid") if row["step"] > 0}
+    best = min(losses, key=lambda step: losses[step])
+    assert best not in (5, 10, 12), "of these the test would tell nothing"
+    assert list(checkpoints.steps(tmp_path)) == sorted({5, 10, 12, best})
+    assert checkpoints.best(tmp_path) == checkpoints.steps(tmp_path)[best]
 
 
 def test_a_checkpoint_says_where_training_stands(unbroken: Path) -> None:
