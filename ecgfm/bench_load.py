@@ -7,7 +7,6 @@ files are read once before the clock starts: what is measured is not the disk.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import torch
 
 from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, visits_from
 from ecgfm.ecg import LEADS, InputError
+from ecgfm.files import scratch_folder
 from ecgfm.shards import ShardWriter
 
 SAMPLING_RATE_HZ, SEGMENT_SAMPLES = 500.0, 2500
@@ -62,17 +62,9 @@ def main(
     device = pick_device(device_name)
     if not stages and max(shard_counts) > segments:
         raise InputError(f"--shards {max(shard_counts)}: {segments:,} segments are too few for so many shards")
-    scratch = folder / "ecgfm-bench-load"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--folder {folder} cannot be written: {error}; choose another") from error
-    try:
+    with scratch_folder(folder, "ecgfm-bench-load") as scratch:
         slices = [list(stages)] if stages else [write_slices(scratch, segments, count) for count in shard_counts]
         return _measure(slices, segments, batch, workers, scratch, device, repeats)
-    finally:
-        shutil.rmtree(scratch)
 
 
 def write_slices(folder: Path, n_segments: int, n_shards: int) -> list[Path]:

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from ecgfm.config import Pipeline, PrepareConfig
-from ecgfm.ecg import LEADS, InputError
-from ecgfm.files import sync
+from ecgfm.ecg import LEADS
+from ecgfm.files import scratch_folder, sync
 from ecgfm.pipeline import LIST, PREPARE, Made, Pending, Selection, Walker, make_all, total_counts, walk
 from ecgfm.processes import ordered_map
 from ecgfm.sources import physionet2021
@@ -67,19 +67,11 @@ def main(records: int, raw: Path | None, folder: Path, workers: int, repeats: in
     Raises:
         InputError: `folder` cannot be written, or `raw` holds no record.
     """
-    scratch = folder / "ecgfm-bench-prepare"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--folder {folder} cannot be written: {error}; choose another") from error
-    try:
+    with scratch_folder(folder, "ecgfm-bench-prepare") as scratch:
         if raw is None:
             raw = scratch / "raw"
             write_records(raw, records)
         return _measure(raw, scratch, workers or os.cpu_count() or 1, repeats)
-    finally:
-        shutil.rmtree(scratch)
 
 
 def write_records(raw_dir: Path, n_records: int) -> None:

@@ -1,11 +1,16 @@
-"""Files that must be whole: on the disk, and with the bytes that were written."""
+"""Files that must be whole: on the disk, and with the bytes that were written; and those that are to go again."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+
+from ecgfm.ecg import InputError
 
 
 def sync(path: Path) -> None:
@@ -30,3 +35,22 @@ def sync_and_hash(path: Path) -> str:
         sha256 = sha256_of(path)
         on_disk.result()
     return sha256
+
+
+@contextmanager
+def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
+    """An empty folder `name` in `folder` (an option --folder), gone in the end with all that was written there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    scratch = folder / name
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"--folder {folder} cannot be written: {error}; choose another") from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)

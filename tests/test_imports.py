@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"ecg"},
     # files and what identifies them
     "contracts": WORDS,
-    "files": set(),
+    "files": {"ecg"},
     "fingerprints": {*WORDS, "files"},
     "processes": {"config"},
     "stages": {*WORDS, "files", "fingerprints", "processes"},
@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {*WORDS, "files", "fingerprints", "model", "published"},
     "checkpoint_commands": {*WORDS, "files", "fingerprints", "model", "published", "checkpoints", "label_space"},
     "data": {*TABLES, "shards"},
-    "bench_load": {*WORDS, "shards", "data"},
+    "bench_load": {*WORDS, "files", "shards", "data"},
     "distributed": {*WORDS, "shards", "data"},
     "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
