@@ -250,7 +250,7 @@ def _train(  # noqa: PLR0912, PLR0915 - one loop, to be read from top to bottom
                         torch.autograd.backward(loss.total / count)
                     losses.append(loss)
             except torch.OutOfMemoryError as error:
-                raise _too_large(trained, signal.shape, config, world) from error
+                raise _too_large(trained, batch.digital.shape, config, world) from error
             norm = gradient_norm(model)
             optimizer.step()
 
@@ -356,7 +356,8 @@ def validate(
             objective(model, signal, patients, hidden, 1.0, config=config, randomness=randomness, world=alone)
         )
     model.train()
-    return row_of(world.sum(measure(losses)).tolist() if losses or world.size > 1 else [])
+    nothing = torch.zeros(len(MEASURES) + 4, dtype=torch.float64, device=world.device)  # more processes than batches
+    return row_of(world.sum(measure(losses) if losses else nothing).tolist())
 
 
 MEASURES = ("loss", "contrastive", "diversity", "feature_penalty", "cmsc")
