@@ -307,6 +307,7 @@ class FinetuneConfig:
     freeze_extractor: bool = True
     lead_mask_probability: Share = 0.0
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the training patients, as in PretrainConfig
+    precision: Precision = "bf16"  # of the matrix products in training, as in PretrainConfig; validation is in fp32
     pos_weight: bool = True  # weigh positives by negatives / positives of the train split
     patience_epochs: Count = 0  # stop after so many epochs without a better valid AUPRC; 0: never
     seed: int = 0
@@ -324,6 +325,7 @@ class EvaluateConfig:
     probe_random_encoder: bool = True  # the linear probe on a randomly initialised encoder, beside the pretrained
     drawn_records: Count = 3
     batch_size: AtLeastOne = 256
+    precision: Precision = "fp32"  # bf16: twice as fast and more, probabilities differ in the third digit
     seed: int = 0
     device: str = "auto"
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device"})

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import resource
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
@@ -319,3 +319,16 @@ def _allow_open_files(needed: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise InputError(f"{needed} files must be open at once and the limit is {hard}; raise it (ulimit -n)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def largest_that_fits(n: int, fewest: int, attempt: Callable[[int], object]) -> int | None:
+    """The largest of n / 2, n / 4, ... with which `attempt` does not run out of memory; None: not even `fewest`."""
+    while (n := n // 2) >= fewest:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(n)
+        except torch.OutOfMemoryError:
+            continue
+        return n
+    return None

@@ -76,7 +76,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     tables = []
     for split in ("valid", "test"):
         labelled = splits[split]
-        logits = segment_outputs(model, labelled.segments, shards, config.batch_size, device).logits
+        logits = segment_outputs(model, labelled.segments, shards, config.batch_size, device, config.precision).logits
         assert logits is not None
         predictions[split], n_segments = record_probabilities(logits, labelled, space)
         head = pl.DataFrame({"record_id": labelled.record_ids, "split": split, "n_segments": n_segments})
@@ -88,7 +88,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         torch.manual_seed(config.seed)
         encoders["random"] = Encoder(pretrained.model_config)
     embeddings = {
-        name: {split: embed(encoder.to(device), splits[split], shards, config.batch_size, device) for split in SPLITS}
+        name: {split: embed(encoder.to(device), splits[split], shards, config, device) for split in SPLITS}
         for name, encoder in encoders.items()
     }
     write_table(_embedding_table(embeddings, splits), "embeddings", out / "embeddings.parquet")
@@ -171,9 +171,13 @@ def summary(report: Report) -> str:
     return "\n".join([*lines, "", f"In brackets: {report.confidence:.0%} intervals, bootstrapped by patient.", ""])
 
 
-def embed(encoder: Encoder, labelled: Labelled, shards: Shards, batch_size: int, device: torch.device) -> np.ndarray:
+def embed(
+    encoder: Encoder, labelled: Labelled, shards: Shards, config: EvaluateConfig, device: torch.device
+) -> np.ndarray:
     """(record, width) float32: the mean over a record's segments of their embeddings."""
-    embeddings = segment_outputs(encoder, labelled.segments, shards, batch_size, device).embeddings
+    embeddings = segment_outputs(
+        encoder, labelled.segments, shards, config.batch_size, device, config.precision
+    ).embeddings
     record_ids, of_record, _ = aggregate(
         labelled.segments["record_id"].to_list(), embeddings, ["mean"] * embeddings.shape[1]
     )

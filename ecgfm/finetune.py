@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ecgfm import checkpoints
 from ecgfm.config import PROGRESS_BAR, FinetuneConfig, content_of
-from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, visits_from
+from ecgfm.data import Shards, batches_per_epoch, largest_that_fits, load, pick_device, standardise, visits_from
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
@@ -151,9 +151,14 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
             lead_mask = sample_lead_mask(
                 len(signal), len(shards.leads), config.lead_mask_probability, randomness.device
             )
-            logits = model(apply_lead_mask(signal, lead_mask)).logits
-            total, known = masked_bce(logits, train.labels[batch.numbers].to(device), positive_weights)
-            torch.autograd.backward(total)
+            labels = train.labels[batch.numbers].to(device)
+            try:
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    logits = model(apply_lead_mask(signal, lead_mask)).logits
+                total, known = masked_bce(logits, labels, positive_weights)
+                torch.autograd.backward(total)
+            except torch.OutOfMemoryError as error:
+                raise _too_large(model, signal.shape, config, device) from error
             loss = float(total.detach()) / known
             if not math.isfinite(loss):
                 record_ids = [train.segments["record_id"][int(i)] for i in batch.numbers]
@@ -184,6 +189,21 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
         "labels": len(space.labels),
         "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
+
+
+def _too_large(model: Classifier, shape: Sequence[int], config: FinetuneConfig, device: torch.device) -> InputError:
+    """What to raise where memory ran out, with the largest batch, halved again and again, that does fit."""
+    n, *rest = shape
+
+    def attempt(fewer: int) -> None:
+        model.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits = model(torch.zeros(fewer, *rest, device=device)).logits
+        torch.autograd.backward(logits.sum())
+
+    fewer = largest_that_fits(n, 1, attempt)
+    fits = f"{fewer} fit: use finetune.batch_size={fewer}" if fewer else "one does not fit either: use another device"
+    return InputError(f"finetune: {n} segments at once need more memory than {device} has; {fits}")
 
 
 def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:

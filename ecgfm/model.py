@@ -547,4 +547,6 @@ class Classifier(nn.Module):
         """(B, L, T) standardised signal -> logits (B, labels); `padding_mask` as in `Encoder.forward`"""
         encoded: Encoded = self.encoder(signal, padding_mask, need_attention)
         embedding = pool_nonzero_mean(encoded.frames, padding_mask)
-        return Classified(self.proj(embedding), embedding, encoded.attention)
+        with torch.autocast(signal.device.type, enabled=False):  # logits of eight bits would make ties
+            logits = self.proj(embedding)
+        return Classified(logits, embedding, encoded.attention)

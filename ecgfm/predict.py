@@ -16,8 +16,9 @@ from torch import Tensor
 from ecgfm import checkpoints
 from ecgfm import model as network
 from ecgfm.checkpoints import Checkpoint, Kind
+from ecgfm.config import Precision
 from ecgfm.contracts import read_table
-from ecgfm.data import Shards, in_order, load, standardise, subset
+from ecgfm.data import Shards, in_order, largest_that_fits, load, standardise, subset
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace
 from ecgfm.metrics import aggregate
@@ -98,26 +99,50 @@ class SegmentOutputs:
 
 
 def segment_outputs(
-    model: Encoder | Classifier, table: pl.DataFrame, shards: Shards, batch_size: int, device: torch.device
+    model: Encoder | Classifier,
+    table: pl.DataFrame,
+    shards: Shards,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision = "fp32",
 ) -> SegmentOutputs:
     """Logits and embeddings of the segments of a manifest: no lead masked, no dropout.
 
     model: on `device`; of a `PretrainModel` its encoder is asked
     table: with `source`, `slice_id` and `shard_row`
+    precision: of the matrix products but for the classifier's
+
+    Raises:
+        InputError: too little memory; names the batch that fits.
     """
     places = shards.places(table)[:, None]
     logits: list[Tensor] = []
     embeddings: list[Tensor] = []
-    with torch.inference_mode(), _evaluating(model):
+    in_bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def ask(signal: Tensor) -> None:
+        if isinstance(model, Classifier):
+            classified = model(signal)
+            logits.append(classified.logits.cpu())
+            embeddings.append(classified.embedding.cpu())
+        else:
+            frames = Encoder.forward(model, signal).frames  # of a PretrainModel too, whose own forward masks
+            embeddings.append(pool_nonzero_mean(frames).cpu())
+
+    def attempt(fewer: int) -> None:
+        ask(torch.zeros(fewer, len(shards.leads), shards.segment_samples, device=device))
+
+    with torch.inference_mode(), _evaluating(model), in_bf16:
         for batch in load(shards, places, in_order(len(places), batch_size), device):
-            signal = standardise(batch, device)
-            if isinstance(model, Classifier):
-                classified = model(signal)
-                logits.append(classified.logits.float().cpu())
-                embeddings.append(classified.embedding.float().cpu())
-            else:
-                frames = Encoder.forward(model, signal).frames  # of a PretrainModel too, whose own forward masks
-                embeddings.append(pool_nonzero_mean(frames).float().cpu())
+            try:
+                ask(standardise(batch, device))
+            except torch.OutOfMemoryError as error:
+                n = len(batch.digital)
+                fewer = largest_that_fits(n, 1, attempt)
+                hint = (
+                    f"{fewer} fit: use batch_size={fewer}" if fewer else "one does not fit either: use another device"
+                )
+                raise InputError(f"{n} segments at once need more memory than {device} has; {hint}") from error
     return SegmentOutputs(torch.cat(logits).numpy() if logits else None, torch.cat(embeddings).numpy())
 
 

@@ -27,7 +27,17 @@ from ecgfm import checkpoints, distributed
 from ecgfm.augment import augment
 from ecgfm.config import PROGRESS_BAR, PretrainConfig, content_of, from_dict
 from ecgfm.contracts import read_table
-from ecgfm.data import Batch, Shards, batches_per_epoch, in_order, load, standardise, subset, visits_from
+from ecgfm.data import (
+    Batch,
+    Shards,
+    batches_per_epoch,
+    in_order,
+    largest_that_fits,
+    load,
+    standardise,
+    subset,
+    visits_from,
+)
 from ecgfm.distributed import World
 from ecgfm.ecg import InputError
 from ecgfm.losses import (
@@ -408,35 +418,27 @@ def _input(batch: Batch, shards: Shards, config: PretrainConfig, world: World, r
 
 
 def _too_large(model: nn.Module, shape: Sequence[int], config: PretrainConfig, world: World) -> InputError:
-    """What to raise where memory ran out: with the largest batch, halved again and again, that does fit."""
+    """What to raise where memory ran out, with the largest batch, halved again and again, that does fit."""
     segments, *rest = shape
-    model.zero_grad()
+    pairs = segments // 2
     alone = World(0, 1, world.device)
     unwrapped = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     randomness = Randomness(config.seed, world.device)
-    pairs = segments // 2
-    fits = f"nothing less fits either; use a smaller model, or precision bf16 where it is {config.precision}"
-    while (pairs := pairs // 2) >= 2:
-        if world.device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            hidden = hidden_frames(2 * pairs, config, rest[-1], randomness)
-            signal = torch.zeros(2 * pairs, *rest, device=world.device)
-            patients = torch.full((pairs,), -1, device=world.device)
-            tried = objective(
-                unwrapped, signal, patients, hidden, 1.0, config=config, randomness=randomness, world=alone
-            )
-            torch.autograd.backward(tried.total)
-        except torch.OutOfMemoryError:
-            unwrapped.zero_grad()
-            continue
-        times = -(-segments // 2 // pairs)
-        fits = (
-            f"{pairs} fit: use pretrain.batch_pairs={pairs * world.size} and pretrain.accumulate="
-            f"{config.accumulate * times}"
-        )
-        break
-    return InputError(f"pretrain: {segments // 2} pairs at once need more memory than {world.device} has; {fits}")
+
+    def attempt(fewer: int) -> None:
+        unwrapped.zero_grad()
+        hidden = hidden_frames(2 * fewer, config, rest[-1], randomness)
+        signal = torch.zeros(2 * fewer, *rest, device=world.device)
+        patients = torch.full((fewer,), -1, device=world.device)
+        tried = objective(unwrapped, signal, patients, hidden, 1.0, config=config, randomness=randomness, world=alone)
+        torch.autograd.backward(tried.total)
+
+    if fewer := largest_that_fits(pairs, 2, attempt):
+        accumulate = config.accumulate * -(-pairs // fewer)
+        fits = f"{fewer} fit: use pretrain.batch_pairs={fewer * world.size} and pretrain.accumulate={accumulate}"
+    else:
+        fits = "2 do not fit either; use a smaller model, or pretrain.precision=bf16"
+    return InputError(f"pretrain: {pairs} pairs at once need more memory than {world.device} has; {fits}")
 
 
 def _read_pairs(manifests: Path, split: str, shards: Shards, config: PretrainConfig | None = None) -> Pairs:

@@ -36,6 +36,7 @@ from ecgfm.pretrain import pretrain
 from ecgfm.stages import Request, Store
 
 FINETUNE = FinetuneConfig(
+    precision="fp32",
     max_epochs=3,
     batch_size=16,
     learning_rate=1e-3,
@@ -392,3 +393,28 @@ def test_labels_are_told_apart_by_name(inputs: dict[str, Any], unbroken: Path, t
     before, after = (checkpoints.load(out / "step_0000009").meta for out in (unbroken, tmp_path / "out"))
     assert after.training_data.pop("manifests") != before.training_data.pop("manifests")
     assert after == before
+
+
+def test_bf16_trains_about_as_fp32_does(inputs: dict[str, Any], tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        (tmp_path / precision).mkdir()
+        finetune(inputs, replace(FINETUNE, max_epochs=1, precision=precision), tmp_path / precision)
+        losses[precision] = [row["loss"] for row in rows(tmp_path / precision, "train")]
+    assert losses["fp32"] != losses["bf16"], "nothing was computed in bf16"
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=2e-2)
+
+
+def test_memory_that_runs_out_names_the_batch_that_fits(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Classifier.forward
+
+    def small(self: Classifier, signal_: torch.Tensor, *rest: Any) -> Any:
+        if len(signal_) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, signal_, *rest)
+
+    monkeypatch.setattr(Classifier, "forward", small)
+    with pytest.raises(InputError, match=r"segments at once need .*; (3|5) fit: use finetune.batch_size=(3|5)$"):
+        finetune(inputs, FINETUNE, tmp_path)

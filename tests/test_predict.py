@@ -173,3 +173,32 @@ def test_a_damaged_checkpoint_is_refused_where_it_is_used(inputs: dict[str, Any]
     (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-1])
     with pytest.raises(InputError, match="its content is not what was saved"):
         checkpoint_for(path, "pretrained", Shards(inputs["slices"]))
+
+
+def test_bf16_is_asked_for_and_near(inputs: dict[str, Any], table: pl.DataFrame, classifier: Classifier) -> None:
+    shards = Shards(inputs["slices"])
+    exact, rounded = (segment_outputs(classifier, table, shards, 5, CPU, p) for p in ("fp32", "bf16"))  # type: ignore[arg-type]
+    assert exact.logits is not None
+    assert rounded.logits is not None
+    assert not np.array_equal(exact.embeddings, rounded.embeddings)
+    np.testing.assert_allclose(rounded.logits, exact.logits, atol=0.05)
+
+
+def test_memory_that_runs_out_names_the_batch_that_fits(
+    inputs: dict[str, Any], table: pl.DataFrame, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Encoder.forward
+
+    def small(self: Encoder, signal: torch.Tensor, *rest: Any) -> Any:
+        if len(signal) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, signal, *rest)
+
+    monkeypatch.setattr(Encoder, "forward", small)
+    with pytest.raises(
+        InputError, match=r"^6 segments at once need more memory than cpu has; 3 fit: use batch_size=3$"
+    ):
+        segment_outputs(classifier, table, Shards(inputs["slices"]), 8, CPU)
+    monkeypatch.setattr(Encoder, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(InputError, match="one does not fit either"):
+        segment_outputs(classifier, table, Shards(inputs["slices"]), 8, CPU)
