@@ -19,8 +19,7 @@ from ecgfm import checkpoints
 from ecgfm.checkpoints import Aggregation, Checkpoint, Kind
 from ecgfm.config import to_dict
 from ecgfm.ecg import InputError
-from ecgfm.files import sha256_of
-from ecgfm.fingerprints import input_at
+from ecgfm.files import content_at, sha256_of
 from ecgfm.label_space import read_label_space
 from ecgfm.model import PRETRAINING_HEADS, n_frames
 from ecgfm.published import MIMIC_IV_ECG_LABELS
@@ -286,7 +285,7 @@ def _keys(path: Path, found: Checkpoint) -> dict[str, str]:
     keys = {of_stage["ingredients"]["stage"]: of_stage["key"]}
     patterns = checkpoints.PAIRS if found.kind == "pretrained" else checkpoints.LABELLED
     for manifests in sorted(stage.parents[2].glob("manifests/*/stage.json")):
-        if input_at(manifests.parent, *patterns).digest == found.meta.training_data.get("manifests"):
+        if content_at(manifests.parent, *patterns)[1] == found.meta.training_data.get("manifests"):
             keys["manifests"] = manifests.parent.name
     return keys
 

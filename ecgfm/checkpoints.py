@@ -33,8 +33,7 @@ from torch import Tensor, nn
 from ecgfm import published
 from ecgfm.config import STRICT, ModelConfig, Share, from_dict, to_dict
 from ecgfm.ecg import LEADS, InputError
-from ecgfm.files import sha256_of, sync
-from ecgfm.fingerprints import digest_of, input_at
+from ecgfm.files import content_at, digest_of, sha256_of, sync
 from ecgfm.model import PRETRAINING_HEADS, Classifier, Encoder, PretrainModel
 from ecgfm.published import read_published, torch_load
 
@@ -170,10 +169,10 @@ def training_data(inputs: Mapping[str, Any], manifest_files: Sequence[str] = PAI
     """
     of_source: dict[str, dict[str, str]] = defaultdict(dict)
     for directory in inputs["slices"]:
-        shard = input_at(directory, "shard.h5")
-        of_source[" ".join(shard.origin.split()[:2])][shard.origin] = shard.digest
+        name, digest = content_at(directory, "shard.h5")
+        of_source[" ".join(name.split()[:2])][name] = digest
     prepared = {source: digest_of(of_slice) for source, of_slice in sorted(of_source.items())}
-    return {"manifests": input_at(inputs["manifests"], *manifest_files).digest, **prepared}
+    return {"manifests": content_at(inputs["manifests"], *manifest_files)[1], **prepared}
 
 
 def steps(directory: Path) -> dict[int, Path]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from ecgfm.ecg import InputError
+
+KEY_LENGTH = 32  # hex digits: 128 bits
 
 
 def sync(path: Path) -> None:
@@ -35,6 +39,27 @@ def sync_and_hash(path: Path) -> str:
         sha256 = sha256_of(path)
         on_disk.result()
     return sha256
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """One digest for files, from what identifies each: path -> identity."""
+    lines = "".join(f"{name}\0{identity}\n" for name, identity in sorted(files.items()))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:KEY_LENGTH]
+
+
+def content_at(directory: Path, *patterns: str) -> tuple[str, str]:
+    """What a stage was handed, from within the stage: the name of the output at `directory`, and a digest of its files
+    that match one of the patterns, as the stage's key has it.
+
+    The digest is of the hashes that `stage.json` has; of a directory without one, the files are hashed.
+    """
+    manifest = directory / "stage.json"
+    facts = json.loads(manifest.read_bytes()) if manifest.is_file() else None
+    recorded = facts["files"] if facts else {}
+    names = recorded if facts else (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    files = {name: recorded[name]["sha256"] if facts else sha256_of(directory / name) for name in chosen}
+    return facts["name"] if facts else directory.name, digest_of(files)
 
 
 @contextmanager

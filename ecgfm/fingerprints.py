@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import hashlib
 import importlib.util
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgfm.ecg import InputError
-from ecgfm.files import sha256_of
-
-KEY_LENGTH = 32  # hex digits: 128 bits
+from ecgfm.files import digest_of, sha256_of
 
 
 @dataclass(frozen=True)
@@ -152,26 +148,6 @@ def code_digests(module: str, also: Sequence[str] = (), chosen: frozenset[str] =
         if name not in chosen:
             waiting += imports
     return dict(sorted(digests.items()))
-
-
-def digest_of(files: Mapping[str, str]) -> str:
-    """One digest for files, from what identifies each: path -> identity."""
-    lines = "".join(f"{name}\0{identity}\n" for name, identity in sorted(files.items()))
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:KEY_LENGTH]
-
-
-def input_at(directory: Path, *patterns: str) -> Input:
-    """What a stage was handed, from within the stage: the `Output.select(*patterns)` of the output at `directory`.
-
-    The digest is of the hashes that `stage.json` has; of a directory without one, the files are hashed.
-    """
-    manifest = directory / "stage.json"
-    facts = json.loads(manifest.read_bytes()) if manifest.is_file() else None
-    recorded = facts["files"] if facts else {}
-    names = recorded if facts else (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
-    chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
-    files = {name: recorded[name]["sha256"] if facts else sha256_of(directory / name) for name in chosen}
-    return Input(directory, digest_of(files), facts["name"] if facts else directory.name)
 
 
 @cache

@@ -38,8 +38,8 @@ from typing import Any
 
 from ecgfm.config import content_of
 from ecgfm.ecg import InputError
-from ecgfm.files import sha256_of, sync, sync_and_hash
-from ecgfm.fingerprints import KEY_LENGTH, Input, RawTree, code_digests, differences, digest_of
+from ecgfm.files import KEY_LENGTH, digest_of, sha256_of, sync, sync_and_hash
+from ecgfm.fingerprints import Input, RawTree, code_digests, differences
 from ecgfm.processes import WorkerDied, ordered_map
 
 RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")

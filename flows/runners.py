@@ -33,7 +33,8 @@ from prefect.task_runners import TaskRunner
 
 from ecgfm.config import PROGRESS_BAR, RunnerConfig
 from ecgfm.ecg import InputError
-from ecgfm.fingerprints import Input, differences, digest_of
+from ecgfm.files import digest_of
+from ecgfm.fingerprints import Input, differences
 from ecgfm.pipeline import PREPARE, summary
 from ecgfm.stages import Output, Request, StageFailed, Store
 

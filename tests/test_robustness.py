@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import write_wfdb16
 
-from ecgfm.fingerprints import digest_of
+from ecgfm.files import digest_of
 from ecgfm.stages import Store
 
 RUN = """
