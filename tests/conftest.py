@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Networks of a few thousand parameters gain nothing from a second thread, and on a loaded machine two wait for each
+# other. Here, because numerical libraries read it when they are first imported, in the processes that tests start too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
