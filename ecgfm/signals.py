@@ -25,6 +25,7 @@ BANDPASS_ORDER = 2
 NOTCH_Q = 10.0
 LARGEST_DENOMINATOR = 20_000
 _EXACT_SUM_SAMPLES = 2**22  # so many squares of int16 add up to at most 2^52, exact in float64
+_INT64_SAMPLES = 2**16  # of so many the number times the sum of squares is at most 2^62
 
 
 @dataclass(frozen=True)
@@ -117,22 +118,19 @@ def digital_statistics(digital: Digital) -> LeadStatistics:
         valid = stored != INVALID
         count = np.count_nonzero(valid, axis=1)
         stored = np.where(valid, stored, 0)  # adds nothing to either sum
-    total, squares = [0] * n_leads, [0] * n_leads
+    whole = np.dtype(np.int64 if n_samples <= _INT64_SAMPLES else object)  # object: Python's own, of any size
+    total: np.ndarray = np.zeros(n_leads, whole)
+    squares: np.ndarray = np.zeros(n_leads, whole)
     for start in range(0, n_samples, _EXACT_SUM_SAMPLES):
         part = stored[:, start : start + _EXACT_SUM_SAMPLES].astype(np.float64, order="C")
-        sums, square_sums = part.sum(axis=1), np.matmul(part[:, None, :], part[:, :, None])[:, 0, 0]
-        total = [before + int(more) for before, more in zip(total, sums.tolist(), strict=True)]
-        squares = [before + int(more) for before, more in zip(squares, square_sums.tolist(), strict=True)]
-    mean, std, constant = np.full(n_leads, np.nan), np.full(n_leads, np.nan), np.zeros(n_leads, bool)
-    for lead, n in enumerate(count.tolist()):
-        if n == 0:
-            continue
-        spread = n * squares[lead] - total[lead] ** 2  # n^2 variance, a whole number; 0 if all are equal, only then
-        gain = float(digital.adc_gain_per_mv[lead])
-        mean[lead] = (total[lead] - n * float(digital.baseline[lead])) / n / gain
-        std[lead] = math.sqrt(spread) / n / abs(gain)
-        constant[lead] = spread == 0
-    return LeadStatistics(mean, std, invalid, constant)
+        total += part.sum(axis=1).astype(np.int64).astype(whole, copy=False)
+        squares += np.matmul(part[:, None, :], part[:, :, None])[:, 0, 0].astype(np.int64).astype(whole, copy=False)
+    spread = count * squares - total * total  # n^2 variance, a whole number; 0 if all are equal, only then
+    gain = digital.adc_gain_per_mv
+    with np.errstate(invalid="ignore"):  # no valid sample: 0 / 0
+        mean = ((total - count * digital.baseline).astype(np.float64) / count) / gain
+        std = np.sqrt(spread.astype(np.float64)) / count / np.abs(gain)
+    return LeadStatistics(mean, std, invalid, (spread == 0) & (count > 0))
 
 
 def bridge_gaps(signal_mv: np.ndarray, max_samples: int) -> np.ndarray:
