@@ -11,6 +11,7 @@ in the batch, and nothing is sent from process to process.
 from __future__ import annotations
 
 import resource
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -236,6 +237,8 @@ def subset(keys: Sequence[str | None], fallback: Sequence[str], share: float) ->
     Raises:
         InputError: nothing is left.
     """
+    if share == 1 and len(keys):
+        return np.ones(len(keys), bool)
     identities = [key or other for key, other in zip(keys, fallback, strict=True)]
     within = {identity for identity in set(identities) if _place(identity) < share}
     chosen = np.array([identity in within for identity in identities], bool)
@@ -270,8 +273,8 @@ def load(
     """
 
     def read(numbers: np.ndarray) -> Batch:
-        in_order = places[numbers].swapaxes(0, 1).reshape(-1, 2)  # all first segments, then all second
-        return shards.read(numbers, in_order, pinned=device.type == "cuda")
+        of_segments = places[numbers].swapaxes(0, 1).reshape(-1, 2)  # all first segments, then all second
+        return shards.read(numbers, of_segments, pinned=device.type == "cuda")
 
     if workers == 0:
         yield from map(read, batches)
@@ -321,14 +324,30 @@ def _allow_open_files(needed: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def largest_that_fits(n: int, fewest: int, attempt: Callable[[int], object]) -> int | None:
-    """The largest of n / 2, n / 4, ... with which `attempt` does not run out of memory; None: not even `fewest`."""
+def too_large(
+    error: torch.OutOfMemoryError,
+    what: str,
+    n: int,
+    fewest: int,
+    attempt: Callable[[int], object],
+    advice: Callable[[int], str],
+    hopeless: str,
+) -> InputError:
+    """What to raise where memory ran out: with the largest of n / 2, n / 4, ... that does fit, found by trying.
+
+    error: what the device said; what the calls that it ended still hold is let go first
+    what: too much at once, as in "64 pairs at once need more memory than cuda:0 has"
+    attempt: does the same with fewer
+    advice: what to set so that so many are done at once; hopeless: what to do where not even `fewest` fit
+    """
+    traceback.clear_frames(error.__traceback__)
     while (n := n // 2) >= fewest:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
             attempt(n)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as another:
+            traceback.clear_frames(another.__traceback__)
             continue
-        return n
-    return None
+        return InputError(f"{what}; {n} fit: use {advice(n)}")
+    return InputError(f"{what}; {hopeless}")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ecgfm import checkpoints
 from ecgfm.config import PROGRESS_BAR, FinetuneConfig, content_of
-from ecgfm.data import Shards, batches_per_epoch, largest_that_fits, load, pick_device, standardise, visits_from
+from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, too_large, visits_from
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
@@ -158,7 +158,7 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
                 total, known = masked_bce(logits, labels, positive_weights)
                 torch.autograd.backward(total)
             except torch.OutOfMemoryError as error:
-                raise _too_large(model, signal.shape, config, device) from error
+                raise _too_large(error, model, signal.shape, config, device) from error
             loss = float(total.detach()) / known
             if not math.isfinite(loss):
                 record_ids = [train.segments["record_id"][int(i)] for i in batch.numbers]
@@ -191,8 +191,9 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
     }
 
 
-def _too_large(model: Classifier, shape: Sequence[int], config: FinetuneConfig, device: torch.device) -> InputError:
-    """What to raise where memory ran out, with the largest batch, halved again and again, that does fit."""
+def _too_large(
+    error: torch.OutOfMemoryError, model: Classifier, shape: Sequence[int], config: FinetuneConfig, device: torch.device
+) -> InputError:
     n, *rest = shape
 
     def attempt(fewer: int) -> None:
@@ -201,9 +202,15 @@ def _too_large(model: Classifier, shape: Sequence[int], config: FinetuneConfig, 
             logits = model(torch.zeros(fewer, *rest, device=device)).logits
         torch.autograd.backward(logits.sum())
 
-    fewer = largest_that_fits(n, 1, attempt)
-    fits = f"{fewer} fit: use finetune.batch_size={fewer}" if fewer else "one does not fit either: use another device"
-    return InputError(f"finetune: {n} segments at once need more memory than {device} has; {fits}")
+    return too_large(
+        error,
+        f"finetune: {n} segments at once need more memory than {device} has",
+        n,
+        1,
+        attempt,
+        lambda fewer: f"finetune.batch_size={fewer}",
+        "one does not fit either: use another device",
+    )
 
 
 def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:

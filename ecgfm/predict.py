@@ -18,7 +18,7 @@ from ecgfm import model as network
 from ecgfm.checkpoints import Checkpoint, Kind
 from ecgfm.config import Precision
 from ecgfm.contracts import read_table
-from ecgfm.data import Shards, in_order, largest_that_fits, load, standardise, subset
+from ecgfm.data import Shards, in_order, load, standardise, subset, too_large
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace
 from ecgfm.metrics import aggregate
@@ -138,11 +138,15 @@ def segment_outputs(
                 ask(standardise(batch, device))
             except torch.OutOfMemoryError as error:
                 n = len(batch.digital)
-                fewer = largest_that_fits(n, 1, attempt)
-                hint = (
-                    f"{fewer} fit: use batch_size={fewer}" if fewer else "one does not fit either: use another device"
-                )
-                raise InputError(f"{n} segments at once need more memory than {device} has; {hint}") from error
+                raise too_large(
+                    error,
+                    f"{n} segments at once need more memory than {device} has",
+                    n,
+                    1,
+                    attempt,
+                    lambda fewer: f"batch_size={fewer}",
+                    "one does not fit either: use another device",
+                ) from error
     return SegmentOutputs(torch.cat(logits).numpy() if logits else None, torch.cat(embeddings).numpy())
 
 

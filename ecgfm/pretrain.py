@@ -32,10 +32,10 @@ from ecgfm.data import (
     Shards,
     batches_per_epoch,
     in_order,
-    largest_that_fits,
     load,
     standardise,
     subset,
+    too_large,
     visits_from,
 )
 from ecgfm.distributed import World
@@ -191,19 +191,18 @@ def _train(  # noqa: PLR0912, PLR0915 - one loop, to be read from top to bottom
 
         while True:
             last_step = step == config.max_steps
+            scheduled = last_step or step % config.save_every == 0
             stop = world.any(sigterm.requested)
 
             if last_step or step % config.valid_every == 0:
                 settle()
                 row = validate(model, shards, valid, config, world)
                 log.metrics({"step": step, "split": "valid", **row})
-                saved = last_step or step % config.save_every == 0
-                if saved and step > 0 and (best["loss"] is None or row["loss"] < best["loss"]):
+                if scheduled and step > 0 and (best["loss"] is None or row["loss"] < best["loss"]):
                     best = {"step": step, "loss": row["loss"]}
                 if world.is_first:
                     say(f"step {step:,} of {config.max_steps:,}: valid loss {row['loss']:.4g} bits per masked frame")
 
-            scheduled = last_step or step % config.save_every == 0
             if step > start and (scheduled or stop):
                 settle()
                 if world.is_first:
@@ -260,7 +259,7 @@ def _train(  # noqa: PLR0912, PLR0915 - one loop, to be read from top to bottom
                         torch.autograd.backward(loss.total / count)
                     losses.append(loss)
             except torch.OutOfMemoryError as error:
-                raise _too_large(trained, batch.digital.shape, config, world) from error
+                raise _too_large(error, trained, batch.digital.shape, config, world) from error
             norm = gradient_norm(model)
             optimizer.step()
 
@@ -417,8 +416,9 @@ def _input(batch: Batch, shards: Shards, config: PretrainConfig, world: World, r
     return apply_lead_mask(signal, lead_mask[world.rows(n_pairs).to(lead_mask.device)] if world.size > 1 else lead_mask)
 
 
-def _too_large(model: nn.Module, shape: Sequence[int], config: PretrainConfig, world: World) -> InputError:
-    """What to raise where memory ran out, with the largest batch, halved again and again, that does fit."""
+def _too_large(
+    error: torch.OutOfMemoryError, model: nn.Module, shape: Sequence[int], config: PretrainConfig, world: World
+) -> InputError:
     segments, *rest = shape
     pairs = segments // 2
     alone = World(0, 1, world.device)
@@ -433,12 +433,18 @@ def _too_large(model: nn.Module, shape: Sequence[int], config: PretrainConfig, w
         tried = objective(unwrapped, signal, patients, hidden, 1.0, config=config, randomness=randomness, world=alone)
         torch.autograd.backward(tried.total)
 
-    if fewer := largest_that_fits(pairs, 2, attempt):
-        accumulate = config.accumulate * -(-pairs // fewer)
-        fits = f"{fewer} fit: use pretrain.batch_pairs={fewer * world.size} and pretrain.accumulate={accumulate}"
-    else:
-        fits = "2 do not fit either; use a smaller model, or pretrain.precision=bf16"
-    return InputError(f"pretrain: {pairs} pairs at once need more memory than {world.device} has; {fits}")
+    return too_large(
+        error,
+        f"pretrain: {pairs} pairs at once need more memory than {world.device} has",
+        pairs,
+        2,
+        attempt,
+        lambda fewer: (
+            f"pretrain.batch_pairs={fewer * world.size} and "
+            f"pretrain.accumulate={config.accumulate * -(-pairs // fewer)}"
+        ),
+        "2 do not fit either; use a smaller model, or pretrain.precision=bf16",
+    )
 
 
 def _read_pairs(manifests: Path, split: str, shards: Shards, config: PretrainConfig | None = None) -> Pairs:

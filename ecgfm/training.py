@@ -109,7 +109,8 @@ class Later:
         """The numbers; waits for them."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [float(number) for number in self._numbers]
+        numbers: list[float] = self._numbers.tolist()
+        return numbers
 
 
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "A10": 125e12}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import threading
+import weakref
 from collections.abc import Iterator
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -30,6 +31,7 @@ from ecgfm.data import (
     pick_device,
     standardise,
     subset,
+    too_large,
     visits,
     visits_from,
 )
@@ -404,3 +406,30 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
 def test_devices_are_named_or_chosen() -> None:
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_what_fits_is_tried_without_what_did_not() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    tried: list[int] = []
+
+    def attempt(n: int) -> None:
+        assert all(reference() is None for reference in held), "the last try's memory is still taken"
+        activations = torch.zeros(n)
+        held.append(weakref.ref(activations))
+        tried.append(n)
+        if n > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as first:
+        attempt(14)
+    told = too_large(first.value, "14 at once need more memory", 14, 1, attempt, lambda n: f"size={n}", "nothing does")
+    assert tried == [14, 7, 3]
+    assert str(told) == "14 at once need more memory; 3 fit: use size=3"
+    tried.clear()
+    with pytest.raises(torch.OutOfMemoryError) as first:
+        attempt(14)
+    assert (
+        str(too_large(first.value, "14 do not fit", 14, 4, attempt, str, "nothing does"))
+        == "14 do not fit; nothing does"
+    )
+    assert tried == [14, 7]
