@@ -22,7 +22,8 @@ from ecgfm.init_source import draw_records, init_source, units_by_amplitude
 from ecgfm.init_tables import guess_metadata
 from ecgfm.sources import own
 from ecgfm.sources.own_config import UNITS_PER_MV, load
-from flows.cli import PIPELINES, app
+from flows.cli import app
+from flows.commands.options import PIPELINES
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,93 @@
+"""`ecgfm checkpoint`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.options import Debug, one_line_errors
+
+app = typer.Typer(help="Look at a model's weights; make the published ones ours.", no_args_is_help=True)
+
+Heads = Annotated[
+    int | None,
+    typer.Option("--heads", min=1, help="Attention heads of a published file, where it does not say (published: 12)."),
+]
+
+
+@app.command("show")
+def show_checkpoint(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A checkpoint's directory, a training stage's output, or a published .pt file."
+        ),
+    ],
+    heads: Heads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a checkpoint is: architecture, parameters, input, labels, what it was trained on, digest.
+
+    Equal weights have the same digest, in a published file and in a directory of ours.
+
+    Examples:
+
+      ecgfm checkpoint show mimic_iv_ecg_finetuned.pt
+
+      ecgfm checkpoint show ecgfm-data/runs/ptb-xl/latest/pretrain
+    """
+    with one_line_errors(debug):
+        from ecgfm import checkpoint_commands
+
+        found = checkpoint_commands.facts(path, heads)
+        lines = [json.dumps(found, indent=1, ensure_ascii=False)] if as_json else checkpoint_commands.describe(found)
+        for line in lines:
+            typer.echo(line)
+
+
+@app.command("convert")
+def convert_checkpoint(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A published .pt file, or a checkpoint of ours.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The directory to make.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="LABELS",
+            help="What each logit is, in order: a file (a label a line, a .csv with a column 'name', a "
+            "label_space.yaml), names with commas between, or mimic_iv_ecg for the published model of that name.",
+        ),
+    ] = None,
+    aggregation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--aggregation", metavar="LABEL=HOW", help="A record from its segments: mean (default) or max. Repeatable."
+        ),
+    ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option("--threshold", metavar="LABEL=P", help="The probability from which on it is present. Repeatable."),
+    ] = None,
+    heads: Heads = None,
+    debug: Debug = False,
+) -> None:
+    """Make a directory of model.safetensors and meta.json of a published file: labels and all its use needs with it.
+
+    Of a checkpoint of ours: a copy without the state that only resuming needs.
+
+    Examples:
+
+      ecgfm checkpoint convert mimic_iv_ecg_finetuned.pt ecg-fm-mimic --labels mimic_iv_ecg
+
+      ecgfm checkpoint convert mine.pt mine --labels labels.txt --aggregation 'Ventricular tachycardia=max'
+    """
+    with one_line_errors(debug):
+        from ecgfm import checkpoint_commands
+
+        checkpoint_commands.convert(source, target, labels, aggregation or (), threshold or (), heads)
+        for line in checkpoint_commands.describe(checkpoint_commands.facts(target)):
+            typer.echo(line)

@@ -1,0 +1,105 @@
+"""What commands share: options, how errors end, what the log looks like."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecgfm.ecg import InputError
+from ecgfm.stages import StageFailed
+
+_PACKAGED = Path(__file__).parents[1] / "pipelines.yaml"
+PIPELINES = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[2] / "pipelines.yaml"
+
+PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A name in pipelines.yaml, such as ptb-xl.")]
+Raw = Annotated[
+    list[str] | None,
+    typer.Option("--raw", metavar="SOURCE=PATH", help="Where a source's raw files lie. Once per source."),
+]
+DataDir = Annotated[
+    Path, typer.Option("--data-dir", envvar="ECGFM_DATA_DIR", help="Everything that is made lies below this folder.")
+]
+PipelinesFile = Annotated[
+    Path | None,
+    typer.Option("--pipelines", metavar="FILE", help="The pipelines file. [default: ./pipelines.yaml, else our own]"),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as pretrain.max_steps=200. Repeatable."),
+]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="STAGE", help="Make just this stage. Repeatable.")]
+From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and those after it.")]
+Force = Annotated[list[str] | None, typer.Option("--force", metavar="STAGE", help="Remake a stage. Repeatable.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Hash every output before it is used, not only its size.")]
+HashRaw = Annotated[
+    bool, typer.Option("--hash-raw", help="Know raw files by their content instead of size and modification time.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """A user's mistake ends with one line and exit code 2; --debug shows the traceback."""
+    try:
+        yield
+    except InputError as error:
+        if debug:
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except StageFailed as error:
+        if debug:
+            raise
+        typer.secho(f"error: {error}; what is saved is kept: run the same command to go on", fg="red", err=True)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        typer.secho(f"error: {error}; nothing is lost: run the same command again when mended", fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+def pipelines_file(given: Path | None) -> Path:
+    """The pipelines file that was named, or the one in this folder, or the one that comes with the package."""
+    here = Path("pipelines.yaml")
+    return given or (here if here.is_file() else PIPELINES)
+
+
+def raw_folders(given: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
+    """SOURCE=PATH texts as a mapping.
+
+    Raises:
+        InputError: not of that form, or a source that the pipeline does not have.
+    """
+    folders = {}
+    for text in given:
+        source, equals, path = text.partition("=")
+        if not equals or not path:
+            raise InputError(f"--raw {text}: expected SOURCE=PATH, such as ptb_xl=/data/ptb-xl")
+        if source not in sources:
+            raise InputError(f"--raw {text}: this pipeline has no source {source!r}; its sources: {', '.join(sources)}")
+        folders[source] = Path(path).expanduser().absolute()
+    return folders
+
+
+@contextmanager
+def log_to_terminal() -> Iterator[None]:
+    """What the library logs, as plain lines. On a terminal, progress bars stand for what a training process prints."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    if sys.stderr.isatty():
+        handler.addFilter(lambda record: record.name != "ecgfm.stages")
+    library = logging.getLogger("ecgfm")
+    library.setLevel(logging.INFO)
+    library.addHandler(handler)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)

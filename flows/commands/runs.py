@@ -1,0 +1,189 @@
+"""Running pipelines and looking at what they would do."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecgfm.config import load_pipeline, read_pipelines
+from ecgfm.pipeline import PREPARE, SPLITS, STAGE_NAMES, PlannedStage, Selection, plan
+from ecgfm.runs import report_of, run_locally
+from ecgfm.stages import Store
+from flows import server
+from flows.commands.options import (
+    DataDir,
+    Debug,
+    Force,
+    From,
+    HashRaw,
+    Only,
+    PipelineName,
+    PipelinesFile,
+    Raw,
+    Set,
+    Verify,
+    log_to_terminal,
+    one_line_errors,
+    pipelines_file,
+    raw_folders,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    pipeline: PipelineName,
+    raw: Raw = None,
+    data_dir: DataDir = Path("ecgfm-data"),
+    pipelines: PipelinesFile = None,
+    overrides: Set = None,
+    only: Only = None,
+    start: From = None,
+    force: Force = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    verify: Verify = False,
+    hash_raw: HashRaw = False,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run in this process, without Prefect.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a pipeline: make what is not there yet.
+
+    Examples:
+
+      ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --data-dir /data/ecgfm
+
+      ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --set pretrain.max_steps=200 --dry-run
+    """
+    with one_line_errors(debug):
+        file = pipelines_file(pipelines)
+        config = load_pipeline(file, pipeline, overrides or [])
+        folders = raw_folders(raw or [], config.sources)
+        selection = Selection(tuple(only or ()), start, tuple(force or ()))
+        store = Store(data_dir.absolute(), verify)
+        api = None if no_prefect else server.configured_api(store.data_dir)
+        if dry_run or not api:
+            planned = plan(config, folders, store, selection, hash_raw)
+            if dry_run:
+                show_plan(pipeline, store.data_dir, planned)
+                return
+            if all(stage.status in ("cached", "skip") for stage in planned):
+                typer.echo(f"{pipeline}: up to date ({len(planned)} stages in {store.data_dir})")
+                if planned[-1].directory:
+                    typer.echo(f"report: {report_of(store.data_dir, pipeline, planned[-1].directory)}")
+                return
+        with log_to_terminal():
+            if no_prefect:
+                recorded = run_locally(pipeline, config, folders, store, selection, hash_raw)
+            else:
+                server.use(api, store.data_dir, debug)
+                from flows.pipeline import run_pipeline, run_stage
+
+                places = {source: str(folder) for source, folder in folders.items()}
+                common = (pipeline, str(store.data_dir), str(file.absolute()), places, list(overrides or ()))
+                if len(selection.only) == 1 and not start:
+                    done = run_stage[selection.only[0]](*common, list(selection.force), verify, hash_raw)
+                else:
+                    done = run_pipeline(*common, list(selection.only), start, list(selection.force), verify, hash_raw)
+                recorded = Path(done)
+        if (recorded / "report.html").exists():
+            typer.echo(f"report: {recorded / 'report.html'}")
+
+
+@app.command("plan")
+def show(
+    pipeline: PipelineName,
+    raw: Raw = None,
+    data_dir: DataDir = Path("ecgfm-data"),
+    pipelines: PipelinesFile = None,
+    overrides: Set = None,
+    only: Only = None,
+    start: From = None,
+    force: Force = None,
+    verify: Verify = False,
+    hash_raw: HashRaw = False,
+    debug: Debug = False,
+) -> None:
+    """Show each stage of a pipeline: cached or to run, and why. Makes nothing."""
+    with one_line_errors(debug):
+        config = load_pipeline(pipelines_file(pipelines), pipeline, overrides or [])
+        folders = raw_folders(raw or [], config.sources)
+        selection = Selection(tuple(only or ()), start, tuple(force or ()))
+        store = Store(data_dir.absolute(), verify)
+        show_plan(pipeline, store.data_dir, plan(config, folders, store, selection, hash_raw))
+
+
+@app.command("audit")
+def show_duplicates(
+    pipeline: PipelineName,
+    raw: Raw = None,
+    data_dir: DataDir = Path("ecgfm-data"),
+    pipelines: PipelinesFile = None,
+    overrides: Set = None,
+    hash_raw: HashRaw = False,
+    debug: Debug = False,
+) -> None:
+    """Show which records are the same ECG under several names, and the cohort from listed records to splits.
+
+    Prepares what is not prepared yet.
+
+    Example:
+
+      ecgfm audit challenge-2021 --raw physionet2021=/data/challenge-2021
+    """
+    with one_line_errors(debug):
+        config = load_pipeline(pipelines_file(pipelines), pipeline, overrides or [])
+        folders = raw_folders(raw or [], config.sources)
+        store = Store(data_dir.absolute())
+        stages = STAGE_NAMES[: STAGE_NAMES.index(SPLITS.name) + 1]
+        with log_to_terminal():
+            found = run_locally(pipeline, config, folders, store, Selection(only=stages[:-1]), hash_raw) / "audit"
+        typer.echo("\n" + (found / "summary.md").read_text(encoding="utf-8"))
+        # apart: what was found is worth showing though there may be no way to split it
+        split = run_locally(pipeline, config, folders, store, Selection(only=stages), hash_raw) / "splits"
+        from ecgfm.cohort import cohort_text
+
+        typer.echo("\n# The cohort\n\n" + cohort_text(json.loads((split / "cohort.json").read_bytes())))
+        for file in (
+            found / "duplicates.parquet",
+            found / "summary.md",
+            split / "splits.parquet",
+            split / "cohort.svg",
+        ):
+            typer.echo(str(file))
+
+
+@app.command("pipelines")
+def list_pipelines(pipelines: PipelinesFile = None, debug: Debug = False) -> None:
+    """List the pipelines of pipelines.yaml."""
+    with one_line_errors(debug):
+        file = pipelines_file(pipelines)
+        loaded = {name: load_pipeline(file, name) for name in read_pipelines(file)}
+        width = max(map(len, loaded), default=0)
+        for name, config in loaded.items():
+            typer.echo(f"{name:{width}}  {', '.join(config.sources)}: {config.description}")
+
+
+def show_plan(pipeline: str, data_dir: Path, planned: Sequence[PlannedStage]) -> None:
+    """A line per stage; the slices of a source together, by what becomes of them."""
+    typer.echo(f"{pipeline} in {data_dir}")
+    rows = []
+    for (kind, source), group in itertools.groupby(planned, key=lambda stage: (stage.kind, stage.name.split()[1:2])):
+        stages = list(group)
+        if kind != PREPARE.name:
+            rows += [(stage.name, stage.status, stage.why) for stage in stages]
+            continue
+        for (status, why), count in Counter((stage.status, stage.why) for stage in stages).items():
+            some = [stage.name.split(maxsplit=2)[-1] for stage in stages if (stage.status, stage.why) == (status, why)]
+            names = ", ".join(some[:3]) + (", ..." if count > 3 else "")
+            number = f"{count} slice{'s' if count > 1 else ''}"
+            rows.append((" ".join([kind, *source]), f"{status} {number}", f"{why}: {names}" if why else ""))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, status, why in rows:
+        typer.secho(f"  {name:{widths[0]}}  {status:{widths[1]}}  {why}".rstrip(), dim=status.startswith("cached"))
