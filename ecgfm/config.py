@@ -6,8 +6,10 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -366,11 +368,69 @@ def _runner(given: Any) -> Any:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ScheduleConfig:
+    """When a deployed pipeline runs by itself: by `cron` or every `interval_s` seconds.
+
+    name: tells it from the pipeline's other schedules
+    cron: five fields, such as "0 2 * * *"; timezone: an IANA name, in which the cron is meant
+    set: values for its runs alone, as of --set: ["pretrain.max_steps=200"]
+    """
+
+    name: str = "schedule"
+    cron: str | None = None
+    interval_s: Positive | None = None
+    timezone: str = "UTC"
+    set: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.cron is None) == (self.interval_s is None):
+            raise ValueError("a schedule has either cron or interval_s")
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"unknown timezone {self.timezone!r}; expected one such as Europe/Berlin") from None
+
+
+@dataclass(frozen=True, config=STRICT)
+class DeploymentConfig:
+    """How a pipeline runs under Prefect, by itself and beside others (docs/orchestration.md).
+
+    schedules: when it runs by itself; a pipeline without one is deployed all the same, to be started by hand
+    overlap: what becomes of a run that is due while one of the same pipeline goes on: `skip` it, or let it `wait`
+    missed: what becomes of runs that could not start when they were due: `once`: the first to start stands for all
+        that were due by then; `never`: one that starts more than `late_s` late does nothing
+    tags: on its runs
+    retries, retry_delay_s: of a stage whose process crashed or was killed; training goes on from its last checkpoint
+    gpu: whether a training takes a slot of Prefect's concurrency limit `gpu_limit`: `auto`, where it uses a GPU
+    """
+
+    schedules: tuple[ScheduleConfig, ...] = ()
+    overlap: Literal["skip", "wait"] = "skip"
+    missed: Literal["once", "never"] = "once"
+    late_s: Positive = 3600.0
+    tags: tuple[str, ...] = ()
+    retries: Count = 0
+    retry_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    gpu: Literal["auto", "always", "never"] = "auto"
+    gpu_limit: str = "gpu"
+
+    def __post_init__(self) -> None:
+        names = [schedule.name for schedule in self.schedules]
+        if len(set(names)) < len(names):
+            raise ValueError("schedules need different names")
+
+
+@dataclass(frozen=True, config=STRICT)
 class Pipeline:
-    """One named pipeline of pipelines.yaml. `runner` is in no stage's key: the bytes are the same everywhere."""
+    """One named pipeline of pipelines.yaml.
+
+    raw: source -> its raw folder, where the command line gives none; relative to the pipelines file
+    `runner` and `deployment` are in no stage's key: the bytes are the same everywhere.
+    """
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
     description: str = ""
+    raw: Mapping[str, str] = field(default_factory=dict)
     synthetic: SyntheticConfig = SyntheticConfig()
     prepare: PrepareConfig = PrepareConfig()
     audit: AuditConfig = AuditConfig()
@@ -381,10 +441,13 @@ class Pipeline:
     finetune: FinetuneConfig = FinetuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runner: Annotated[RunnerConfig, BeforeValidator(_runner)] = RunnerConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
 
     def __post_init__(self) -> None:
         if len(set(self.sources)) < len(self.sources):
             raise ValueError("sources must name each source once")
+        if unknown := sorted(self.raw.keys() - set(self.sources)):
+            raise ValueError(f"raw names {unknown[0]!r}, which is not among the sources: {', '.join(self.sources)}")
 
 
 def content_of(config: Any) -> Any:

@@ -63,6 +63,19 @@ def content_at(directory: Path, *patterns: str) -> tuple[str, str]:
 
 
 @contextmanager
+def writing_data_dir() -> Iterator[None]:
+    """Around making folders and files in the data directory.
+
+    Raises:
+        InputError: that cannot be done there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"the data directory cannot be written: {error}; choose another with --data-dir") from error
+
+
+@contextmanager
 def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
     """An empty folder `name` in `folder` (an option --folder), gone in the end with all that was written there.
 

@@ -25,12 +25,14 @@ class Input:
     digest: of the content of those files that the stage reads
     origin: where they come from, in words ("prepare ptb_xl records500/00000")
     folders: for raw files, a digest per folder, so that `explain` can name the folder that changed
+    patterns: of an earlier stage's output, which of its files
     """
 
     path: Path
     digest: str
     origin: str
     folders: Mapping[str, str] = field(default_factory=dict)
+    patterns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ecgfm.config import PROGRESS_BAR, ListConfig, Pipeline
 from ecgfm.ecg import InputError
 from ecgfm.fingerprints import Input, RawTree
+from ecgfm.own_process import Facts
 from ecgfm.processes import worthwhile
 from ecgfm.stages import Output, Request, Stage, Store
 
@@ -84,19 +85,27 @@ class Selection:
         late_enough = self.start is None or STAGE_NAMES.index(stage.name) >= STAGE_NAMES.index(self.start)
         return late_enough and (not self.only or stage.name in self.only)
 
+    def why(self, store: Store, request: Request) -> str:
+        """Why a request is to be made, in a user's words; "" where it is there."""
+        return "forced" if request.stage.name in self.force else store.explain(request)
+
 
 @dataclass
 class Walker:
     """Hands requests to `execute`, as far as the selection allows and what they read is there.
 
+    claim: is told what is about to be looked for and used, so that nobody removes it meanwhile
     made: every request that was looked at, with its output
+    reasons: name of a request -> why it had to be made; of those only that were not there
     """
 
     store: Store
     execute: Execute
     selection: Selection = Selection()
     planning: bool = False
+    claim: Callable[[Sequence[Request]], None] = lambda requests: None
     made: list[tuple[Request, Made]] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def one(self, request: Request) -> Made:
         """The output of one request."""
@@ -104,15 +113,17 @@ class Walker:
 
     def many(self, requests: Sequence[Request], group: str) -> list[Made]:
         """The outputs of independent requests; `group` is what they are together ("prepare ptb_xl")."""
+        self.claim(requests)
         outputs: dict[int, Made] = {}
         ready = []
         for place, request in enumerate(requests):
-            missing = [origin for origin, digest in _all_inputs(request) if not digest]
+            missing = [one.origin for _, one in request.each_input() if not one.digest]
             allowed = self.selection.allows(request.stage)
             if missing and allowed and not self.planning:
+                before = dict.fromkeys(one.stage.name for one, made in self.made if isinstance(made, Pending))
                 raise InputError(
-                    f"{request.name} reads {missing[0]}, which is not made yet; "
-                    f"run without --only and --from, or make it first with --only {missing[0].split()[0]}"
+                    f"{request.name} reads {missing[0]}, which is not made yet; run without --only and --from, or make "
+                    f"it first with {' '.join(f'--only {name}' for name in before)}"
                 )
             if missing or not allowed:
                 found = None if missing else self.store.find(request)
@@ -120,10 +131,21 @@ class Walker:
             else:
                 ready.append(place)
         if ready:
+            if not self.planning:
+                self._say_why([requests[place] for place in ready])
             outputs.update(zip(ready, self.execute([requests[place] for place in ready], group), strict=True))
         ordered = [outputs[place] for place in range(len(requests))]
         self.made += zip(requests, ordered, strict=True)
         return ordered
+
+    def _say_why(self, requests: Sequence[Request]) -> None:
+        """Work out why each request is to be made, and log it, of slices together."""
+        whys = {request.name: self.selection.why(self.store, request) for request in requests}
+        self.reasons.update((name, why) for name, why in whys.items() if why)
+        for why, count in Counter(why for why in whys.values() if why).items():
+            some = [name for name, one in whys.items() if one == why]
+            what = some[0] if count == 1 else f"{count} of {len(requests)}, {some[0]} and so on"
+            logger.info("%s: to make: %s", what, why)
 
 
 def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: bool = False) -> None:
@@ -282,27 +304,30 @@ def plan(
 
 
 def _planned(store: Store, selection: Selection, request: Request, made: Made) -> PlannedStage:
-    missing = sorted({origin for origin, digest in _all_inputs(request) if not digest})
+    missing = sorted({one.origin for _, one in request.each_input() if not one.digest})
     if not selection.allows(request.stage):
         return PlannedStage(request.name, "skip", "not selected")
-    if request.stage.name in selection.force:
-        return PlannedStage(request.name, "run", "forced")
-    if missing:
+    if missing and request.stage.name not in selection.force:
         if not store.has_any(request.stage):
             return PlannedStage(request.name, "run", "never made")
         more = f" (or {len(missing) - 1} more)" if len(missing) > 1 else ""
         return PlannedStage(request.name, "maybe", f"only if {missing[0]}{more} comes out different")
     if isinstance(made, Output) and made.directory == store.place(request):  # not a listing made aside
-        return PlannedStage(request.name, "cached", directory=made.directory)
-    return PlannedStage(request.name, "run", store.explain(request))
+        return PlannedStage(request.name, "cached", f"unchanged since {made.made_at}", made.directory)
+    return PlannedStage(request.name, "run", selection.why(store, request))
 
 
 def make_all(
-    pipeline: Pipeline, store: Store, selection: Selection, requests: Sequence[Request], group: str
+    pipeline: Pipeline,
+    store: Store,
+    selection: Selection,
+    requests: Sequence[Request],
+    group: str,
+    on_facts: Callable[[Facts], None] | None = None,
 ) -> list[Output]:
     """The outputs of independent requests, in order: slices on several cores, training in its own process.
 
-    Says in the log what came of each, of slices together as `group`.
+    Says in the log what came of each, of slices together as `group`. on_facts: gets what a training process tells.
     """
     outputs = []
     if all(request.stage is PREPARE for request in requests):
@@ -320,8 +345,9 @@ def make_all(
         logger.info("%s: %s", group, summary(outputs))
         return outputs
     for request in requests:
-        make = store.make_in_own_process if request.stage.own_process else store.make
-        outputs.append(make(request, request.stage.name in selection.force))
+        force = request.stage.name in selection.force
+        own = request.stage.own_process
+        outputs.append(store.make_in_own_process(request, force, on_facts) if own else store.make(request, force))
         logger.info("%s: %s", request.name, summary(outputs[-1:]))
     return outputs
 
@@ -343,9 +369,3 @@ def total_counts(outputs: Sequence[Output]) -> Counter[str]:
     for output in outputs:
         counts.update(output.counts)
     return counts
-
-
-def _all_inputs(request: Request) -> list[tuple[str, str]]:
-    """(origin, digest) of every input."""
-    given = [[one] if isinstance(one, Input) else one for one in request.inputs.values()]
-    return [(one.origin, one.digest) for group in given for one in group]

@@ -20,14 +20,8 @@ import importlib.metadata
 import json
 import logging
 import os
-import pickle
 import platform
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,16 +30,16 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from ecgfm import own_process
 from ecgfm.config import content_of
 from ecgfm.ecg import InputError
-from ecgfm.files import KEY_LENGTH, digest_of, sha256_of, sync, sync_and_hash
+from ecgfm.files import KEY_LENGTH, digest_of, sha256_of, sync, sync_and_hash, writing_data_dir
 from ecgfm.fingerprints import Input, RawTree, code_digests, differences
+from ecgfm.own_process import Facts, ProcessFailed
 from ecgfm.processes import WorkerDied, ordered_map
 
 RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")
 logger = logging.getLogger(__name__)
-
-CHILD = "import sys, pathlib, ecgfm.stages as s; sys.exit(s.obey(pathlib.Path(sys.argv[1])))"
 
 
 class StageFailed(RuntimeError):
@@ -93,6 +87,12 @@ class Request:
         """What a person calls it: "prepare ptb_xl records500/00000"."""
         return f"{self.stage.name} {self.subject}".strip()
 
+    def each_input(self) -> Iterator[tuple[str, Input]]:
+        """Every input with its name; where there are several of a name, each of them."""
+        for name, given in self.inputs.items():
+            for one in [given] if isinstance(given, Input) else given:
+                yield name, one
+
     @cached_property
     def ingredients(self) -> dict[str, Any]:
         """Everything that decides the output, as JSON-able data. Its hash is the key."""
@@ -121,6 +121,7 @@ class Output:
     files: Mapping[str, str]  # relative path -> sha256, volatile files left out
     counts: Mapping[str, int]
     seconds: float
+    made_at: str  # ISO 8601, UTC
     cached: bool = False  # it was there already
 
     def select(self, *patterns: str) -> Input:
@@ -128,11 +129,11 @@ class Output:
         chosen = {name: sha for name, sha in self.files.items() if any(fnmatch.fnmatch(name, p) for p in patterns)}
         if not chosen:
             raise InputError(f"{self.directory}: no file matches {', '.join(patterns)}")
-        return Input(self.directory, digest_of(chosen), self.name)
+        return Input(self.directory, digest_of(chosen), self.name, patterns=patterns)
 
     def file(self, name: str) -> Input:
         """One file; the stage gets its path."""
-        return Input(self.directory / name, self.files[name], self.name)
+        return Input(self.directory / name, self.files[name], self.name, patterns=(name,))
 
     def as_raw(self) -> RawTree:
         """What the stage wrote, as another stage's raw folder."""
@@ -147,6 +148,7 @@ class Store:
         self.data_dir = data_dir
         self.verify = verify
         self._histories: dict[str, list[dict[str, Any]]] = {}
+        self._hashed: dict[Path, bytes] = {}  # outputs whose files were hashed, and their stage.json at that time
 
     def place(self, request: Request) -> Path:
         """Where the output of a request lies, made or not."""
@@ -190,11 +192,13 @@ class Store:
                 raise
         return self._made(place, request.name)
 
-    def make_in_own_process(self, request: Request, force: bool = False) -> Output:
-        """`make` in a new process group: training is never forked from the process that orchestrates it.
+    def make_in_own_process(
+        self, request: Request, force: bool = False, on_facts: Callable[[Facts], None] | None = None
+    ) -> Output:
+        """`make` in a process group of its own, which ends with this process (own_process.py). What it prints goes to
+        the log line by line.
 
-        The group ends with its parent, even one killed with SIGKILL. What the process prints goes to the log line by
-        line; its progress bars go to the terminal, where there is one.
+        on_facts: gets what the process tells: how far it is
 
         Raises:
             InputError: as the stage raised it.
@@ -202,33 +206,15 @@ class Store:
         """
         if not force and (found := self.find(request)):
             return found
-        with tempfile.TemporaryDirectory(prefix="ecgfm-") as scratch:
-            order = Path(scratch) / "order.pickle"
-            order.write_bytes(pickle.dumps((self, request, force)))
-            child = subprocess.Popen(
-                [sys.executable, "-u", "-c", CHILD, str(order)],  # unbuffered: lines come when they are printed
-                stdin=subprocess.PIPE,  # closes when this process dies, however it dies: see `obey`
-                stdout=subprocess.PIPE,
-                stderr=None if sys.stderr.isatty() else subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
+        try:
+            own_process.call(
+                Store.make,
+                (self, request, force),
+                lambda line: logger.info("%s: %s", request.name, line),
+                on_facts,
             )
-            last = ""
-            try:
-                for line in child.stdout or ():
-                    last = line.rstrip() or last
-                    logger.info("%s: %s", request.name, line.rstrip())
-                code = child.wait()
-            except BaseException:
-                _end_group(child)
-                raise
-            refusal = order.with_suffix(".error")
-            if refusal.exists():
-                raise InputError(refusal.read_text())
-        if code:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise StageFailed(f"{request.name}: its process {how}{f': {last}' if last else ''}")
+        except ProcessFailed as error:
+            raise StageFailed(f"{request.name}: {error}") from error
         return self._made(self.place(request), request.name)
 
     def make_many(self, requests: Sequence[Request], workers: int, force: bool = False) -> Iterator[Output]:
@@ -271,11 +257,13 @@ class Store:
     def _facts(self, place: Path) -> dict[str, Any] | str:
         """The `stage.json` of an output that is whole; else what is wrong with it, "" where there is none."""
         try:
-            facts: dict[str, Any] = json.loads((place / "stage.json").read_bytes())
+            text = (place / "stage.json").read_bytes()
+            facts: dict[str, Any] = json.loads(text)
         except (FileNotFoundError, NotADirectoryError):
             return "output damaged: stage.json is missing" if place.exists() else ""
         except ValueError:
             return "output damaged: stage.json does not parse"
+        hash_too = self.verify and self._hashed.get(place) != text
         for name, expected in facts["files"].items():
             try:
                 size = os.stat(place / name).st_size
@@ -283,8 +271,10 @@ class Store:
                 return f"output damaged: {name} is missing"
             if size != expected["bytes"]:
                 return f"output damaged: {name} has {size:,} bytes instead of {expected['bytes']:,}"
-            if self.verify and sha256_of(place / name) != expected["sha256"]:
+            if hash_too and sha256_of(place / name) != expected["sha256"]:
                 return f"output damaged: {name} has other bytes than were written"
+        if hash_too:
+            self._hashed[place] = text
         return facts
 
     def _made(self, place: Path, name: str) -> Output:
@@ -307,6 +297,7 @@ class Store:
             "digest": digest_of({name: file["sha256"] for name, file in files.items() if not file.get("volatile")}),
             "ingredients": request.ingredients,
             "folders": _folders(request),
+            "made_from": self._made_from(request),
             "files": files,
             "counts": counts,
             "seconds": round(seconds, 3),
@@ -323,6 +314,16 @@ class Store:
         for stale in place.parent.glob(place.name + ".stale-*"):
             shutil.rmtree(stale)
 
+    def _made_from(self, request: Request) -> dict[str, list[dict[str, Any]]]:
+        """Where a request's inputs lie, by name of input: of stages relative to the data directory. Not in the key."""
+        stages = self.data_dir / "stages"
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name, one in request.each_input():
+            place = one.path.relative_to(self.data_dir) if one.path.is_relative_to(stages) else one.path
+            facts = {"origin": one.origin, "digest": one.digest, "place": str(place), "patterns": one.patterns}
+            found.setdefault(name, []).append(facts)
+        return found
+
     def _history(self, stage: str) -> list[dict[str, Any]]:
         """The facts of every finished output of a stage, newest first."""
         if stage not in self._histories:
@@ -336,19 +337,38 @@ class Store:
         return self._histories[stage]
 
     @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """While a run notes what it is about to use: nothing that is there is removed (housekeeping.py)."""
+        with self._holding("claims", fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def removing(self) -> Iterator[None]:
+        """While what no run uses is taken out: no run begins to use anything."""
+        with self._holding("claims", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
     def _lock(self, place: Path) -> Iterator[None]:
         """Hold the right to make `place`; waits for another holder."""
+        with self._holding(f"{place.parent.name}-{place.name}", fcntl.LOCK_EX):
+            with writing_data_dir():
+                place.parent.mkdir(parents=True, exist_ok=True)
+            yield
+
+    @contextmanager
+    def _holding(self, name: str, kind: int) -> Iterator[None]:
+        """Hold a lock of the data directory, which the kernel drops when this process dies.
+
+        Raises:
+            InputError: the data directory cannot be written.
+        """
         locks = self.data_dir / "stages" / ".locks"
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+        with writing_data_dir():
             locks.mkdir(parents=True, exist_ok=True)
-            handle = open(locks / f"{place.parent.name}-{place.name}", "w")  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise InputError(
-                f"the data directory cannot be written: {error}; choose another with --data-dir"
-            ) from error
+            handle = open(locks / name, "w")  # noqa: SIM115 - closed below
         with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, kind)
             yield
 
 
@@ -394,42 +414,4 @@ def _versions() -> dict[str, str]:
 
 def _output(place: Path, name: str, facts: Mapping[str, Any], cached: bool) -> Output:
     files = {path: file["sha256"] for path, file in facts["files"].items() if not file.get("volatile")}
-    return Output(place, name, files, facts["counts"], facts["seconds"], cached)
-
-
-def _end_group(child: subprocess.Popen[str], patience_s: float = 10.0) -> None:
-    """SIGTERM to a process group, so that a trainer can save; SIGKILL to what is left after a while."""
-    try:
-        os.killpg(child.pid, signal.SIGTERM)
-        child.wait(patience_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-    except ProcessLookupError:
-        child.wait()
-
-
-def _end_with_parent(patience_s: float = 10.0) -> None:
-    """End this process group once standard input closes: the parent, which holds its other end, is gone."""
-
-    def watch() -> None:
-        os.read(sys.stdin.fileno(), 1)
-        os.killpg(0, signal.SIGTERM)
-        time.sleep(patience_s)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def obey(order: Path) -> int:
-    """In a process of its own: make what `Store.make_in_own_process` wrote down; end when that process ends."""
-    _end_with_parent()
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")
-    logging.getLogger("ecgfm").setLevel(logging.INFO)
-    store, request, force = pickle.loads(order.read_bytes())
-    try:
-        store.make(request, force)
-    except InputError as error:
-        order.with_suffix(".error").write_text(str(error))
-        return 2
-    return 0
+    return Output(place, name, files, facts["counts"], facts["seconds"], facts["made_at"], cached)

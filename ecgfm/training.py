@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -19,7 +20,7 @@ import yaml
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ecgfm import checkpoints
+from ecgfm import checkpoints, own_process
 from ecgfm.config import content_of
 from ecgfm.ecg import InputError
 
@@ -27,6 +28,9 @@ Value = int | float | str | None
 
 MAX_LOG_ROWS = 10_000
 """Training rows of a whole run: a published run of 329,000 steps logs every 33rd."""
+
+TELL_S = 2.0
+"""How often a training tells how far it is."""
 
 VALIDATION = 2**40
 """Stands in for the step where validation draws its masks, always the same; no run has so many steps."""
@@ -150,6 +154,8 @@ class Log:
             InputError: TensorBoard is asked for and not installed.
         """
         self._every = math.ceil(max_steps / MAX_LOG_ROWS)
+        self._max_steps, self._told = max_steps, -math.inf
+        self._loss: Value = None
         self._files: dict[str, TextIO] = {}
         self._board: Any = None
         if out is None:
@@ -171,6 +177,7 @@ class Log:
 
     def training(self, row: Mapping[str, Value]) -> None:
         """Write an update's row, where the run is long only every so often."""
+        self._loss = row["loss"]
         if int(row["step"] or 0) % self._every == 0:
             self.metrics(row)
 
@@ -179,6 +186,7 @@ class Log:
     ) -> None:
         """Write how long an update took, how much of that it waited for data, and what share of the operations that
         the device could have done were the model's (MFU), where that is known."""
+        self._tell(step, segments / seconds)
         if step % self._every:
             return
         row = {
@@ -189,6 +197,15 @@ class Log:
             **({} if utilisation is None else {"mfu": round(utilisation, 4)}),
         }
         self._write("timings", row)
+
+    def _tell(self, step: int, segments_per_second: float) -> None:
+        """How far the training is, for the process that started this one: `own_process.tell`."""
+        now = time.monotonic()
+        if not self._files or not (now - self._told >= TELL_S or step == self._max_steps):
+            return
+        self._told = now
+        facts = {"step": step, "max_steps": self._max_steps, "loss": self._loss}
+        own_process.tell(facts | {"segments_per_second": segments_per_second})
 
     def _write(self, name: str, row: Mapping[str, Value]) -> None:
         if name in self._files:

@@ -19,7 +19,6 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from ecgfm.config import Pipeline
-from ecgfm.fingerprints import Input
 from ecgfm.pipeline import PREPARE, Selection, make_all
 from ecgfm.stages import Output, Request, Store
 
@@ -70,13 +69,9 @@ class Work:
 
     def upstream(self, requests: Sequence[Request]) -> list[Any]:
         """The makers of what the requests read, each once."""
-        found: dict[int, Any] = {}
-        for request in requests:
-            for given in request.inputs.values():
-                for one in [given] if isinstance(given, Input) else given:
-                    if one.origin in self.makers:
-                        found[id(self.makers[one.origin])] = self.makers[one.origin]
-        return list(found.values())
+        origins = {one.origin for request in requests for _, one in request.each_input()}
+        makers = [maker for origin, maker in self.makers.items() if origin in origins]
+        return list({id(maker): maker for maker in makers}.values())
 
 
 def artifact_key(name: str) -> str:

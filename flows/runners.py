@@ -34,7 +34,7 @@ from prefect.task_runners import TaskRunner
 from ecgfm.config import PROGRESS_BAR, RunnerConfig
 from ecgfm.ecg import InputError
 from ecgfm.files import digest_of
-from ecgfm.fingerprints import Input, differences
+from ecgfm.fingerprints import differences
 from ecgfm.pipeline import PREPARE, summary
 from ecgfm.stages import Output, Request, StageFailed, Store
 
@@ -208,13 +208,12 @@ def _sight(request: Request) -> dict[str, str]:
     An empty mount point must not pass for the raw folder: its slices would be committed with every record rejected.
     """
     sights = {}
-    for given in request.inputs.values():
-        for one in [given] if isinstance(given, Input) else given:
-            for place in [one.path / folder for folder in one.folders] or [one.path]:
-                if place.is_dir():
-                    sights[str(place)] = digest_of(dict.fromkeys(os.listdir(place), ""))
-                else:
-                    sights[str(place)] = str(place.stat().st_size) if place.exists() else ""
+    for _, one in request.each_input():
+        for place in [one.path / folder for folder in one.folders] or [one.path]:
+            if place.is_dir():
+                sights[str(place)] = digest_of(dict.fromkeys(os.listdir(place), ""))
+            else:
+                sights[str(place)] = str(place.stat().st_size) if place.exists() else ""
     return sights
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgfm.ecg import InputError
+from ecgfm.files import writing_data_dir
 
 START_PATIENCE_S = 120
 
@@ -135,10 +136,8 @@ def _facts(data_dir: Path) -> dict[str, Any] | None:
 
 def _made_home(data_dir: Path) -> Path:
     home = _home(data_dir)
-    try:
+    with writing_data_dir():
         home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the data directory cannot be written: {error}; choose another with --data-dir") from error
     return home
 
 

@@ -99,7 +99,7 @@ def test_an_audit_shows_the_duplicates_and_the_cohort(prepared: Path) -> None:
 def test_a_plan_says_why(prepared: Path) -> None:
     plan = plan_of(prepared)
     assert plan["prepare synthetic"].startswith("cached")
-    assert plan["manifests"] == "cached"
+    assert plan["manifests"].startswith("cached")
     assert plan["pretrain"].startswith("run")
 
     changed = plan_of(prepared, "--set", "prepare.segment_seconds=4")
@@ -108,7 +108,7 @@ def test_a_plan_says_why(prepared: Path) -> None:
 
     changed = plan_of(prepared, "--set", "splits.seed=7")
     assert changed["prepare synthetic"].startswith("cached")
-    assert changed["labels"] == "cached"
+    assert changed["labels"].startswith("cached")
     assert changed["splits"].endswith("config seed 10 -> 7")
 
     assert plan_of(prepared, "--force", "labels")["labels"].endswith("forced")

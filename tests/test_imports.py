@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"ecg"},
     "fingerprints": {*WORDS, "files"},
     "processes": {"config"},
-    "stages": {*WORDS, "files", "fingerprints", "processes"},
+    "own_process": {"ecg"},
+    "stages": {*WORDS, "files", "fingerprints", "own_process", "processes"},
     # published archives
     "archives": {"ecg"},
     "transfer": {"archives"},
@@ -61,8 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report_template": set(),
     "html_report": {*RECORDS, "metrics", "drawing", "report_template"},
     # the DAG
-    "pipeline": {*WORDS, "stages", "fingerprints", "processes", "prepare"},
-    "runs": {*WORDS, "stages", "pipeline"},
+    "pipeline": {*WORDS, "stages", "fingerprints", "own_process", "processes", "prepare"},
+    "runs": {*WORDS, "files", "stages", "pipeline"},
     "bench_prepare": {*RECORDS, "files", "pipeline", "prepare", "processes", "stages", "synthesize", "synthetic_ecg"},
     "bench_tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
     # ---- torch begins here
@@ -75,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {*TABLES, "shards"},
     "bench_load": {*WORDS, "files", "shards", "data"},
     "distributed": {*WORDS, "shards", "data"},
-    "training": {*TABLES, "shards", "data", "model", "losses", "checkpoints"},
+    "training": {*TABLES, "own_process", "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
     "pretrain": {*TRAINING - {"label_space", "metrics"}, "distributed"},
     "bench_training": {*TRAINING, "distributed", "pretrain"},

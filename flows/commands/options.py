@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ecgfm.config import Pipeline
 from ecgfm.ecg import InputError
 from ecgfm.stages import StageFailed
 
@@ -72,19 +73,20 @@ def pipelines_file(given: Path | None) -> Path:
     return given or (here if here.is_file() else PIPELINES)
 
 
-def raw_folders(given: Sequence[str], sources: Sequence[str]) -> dict[str, Path]:
-    """SOURCE=PATH texts as a mapping.
+def raw_folders(given: Sequence[str], config: Pipeline, file: Path) -> dict[str, Path]:
+    """Source -> raw folder: SOURCE=PATH texts, and for the rest what the pipelines file says.
 
     Raises:
         InputError: not of that form, or a source that the pipeline does not have.
     """
-    folders = {}
+    folders = {source: (file.absolute().parent / Path(path).expanduser()) for source, path in config.raw.items()}
     for text in given:
         source, equals, path = text.partition("=")
         if not equals or not path:
             raise InputError(f"--raw {text}: expected SOURCE=PATH, such as ptb_xl=/data/ptb-xl")
-        if source not in sources:
-            raise InputError(f"--raw {text}: this pipeline has no source {source!r}; its sources: {', '.join(sources)}")
+        if source not in config.sources:
+            known = ", ".join(config.sources)
+            raise InputError(f"--raw {text}: this pipeline has no source {source!r}; its sources: {known}")
         folders[source] = Path(path).expanduser().absolute()
     return folders
 

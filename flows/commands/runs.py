@@ -64,7 +64,7 @@ def run(
     with one_line_errors(debug):
         file = pipelines_file(pipelines)
         config = load_pipeline(file, pipeline, overrides or [])
-        folders = raw_folders(raw or [], config.sources)
+        folders = raw_folders(raw or [], config, file)
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
         store = Store(data_dir.absolute(), verify)
         api = None if no_prefect else server.configured_api(store.data_dir)
@@ -112,8 +112,9 @@ def show(
 ) -> None:
     """Show each stage of a pipeline: cached or to run, and why. Makes nothing."""
     with one_line_errors(debug):
-        config = load_pipeline(pipelines_file(pipelines), pipeline, overrides or [])
-        folders = raw_folders(raw or [], config.sources)
+        file = pipelines_file(pipelines)
+        config = load_pipeline(file, pipeline, overrides or [])
+        folders = raw_folders(raw or [], config, file)
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
         store = Store(data_dir.absolute(), verify)
         show_plan(pipeline, store.data_dir, plan(config, folders, store, selection, hash_raw))
@@ -138,8 +139,9 @@ def show_duplicates(
       ecgfm audit challenge-2021 --raw physionet2021=/data/challenge-2021
     """
     with one_line_errors(debug):
-        config = load_pipeline(pipelines_file(pipelines), pipeline, overrides or [])
-        folders = raw_folders(raw or [], config.sources)
+        file = pipelines_file(pipelines)
+        config = load_pipeline(file, pipeline, overrides or [])
+        folders = raw_folders(raw or [], config, file)
         store = Store(data_dir.absolute())
         stages = STAGE_NAMES[: STAGE_NAMES.index(SPLITS.name) + 1]
         with log_to_terminal():
@@ -179,8 +181,13 @@ def show_plan(pipeline: str, data_dir: Path, planned: Sequence[PlannedStage]) ->
         if kind != PREPARE.name:
             rows += [(stage.name, stage.status, stage.why) for stage in stages]
             continue
-        for (status, why), count in Counter((stage.status, stage.why) for stage in stages).items():
-            some = [stage.name.split(maxsplit=2)[-1] for stage in stages if (stage.status, stage.why) == (status, why)]
+        cached = [stage for stage in stages if stage.status == "cached"]
+        if cached:
+            number = f"{len(cached)} slice{'s' if len(cached) > 1 else ''}"
+            rows.append((" ".join([kind, *source]), f"cached {number}", max(stage.why for stage in cached)))
+        rest = [stage for stage in stages if stage.status != "cached"]
+        for (status, why), count in Counter((stage.status, stage.why) for stage in rest).items():
+            some = [stage.name.split(maxsplit=2)[-1] for stage in rest if (stage.status, stage.why) == (status, why)]
             names = ", ".join(some[:3]) + (", ..." if count > 3 else "")
             number = f"{count} slice{'s' if count > 1 else ''}"
             rows.append((" ".join([kind, *source]), f"{status} {number}", f"{why}: {names}" if why else ""))
