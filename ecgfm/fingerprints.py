@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ class Input:
     origin: where they come from, in words ("prepare ptb_xl records500/00000")
     folders: for raw files, a digest per folder, so that `explain` can name the folder that changed
     patterns: of an earlier stage's output, which of its files
+    looked: for raw files, how they looked when they were scanned
     """
 
     path: Path
@@ -33,6 +34,62 @@ class Input:
     origin: str
     folders: Mapping[str, str] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
+    looked: Look | None = None
+
+    def check(self) -> None:
+        """Nobody has touched the raw files since they were scanned.
+
+        A drive that vanishes makes every record of it a missing one, and a file that is replaced is not what the key
+        was made of: what was read meanwhile must not be kept under that key.
+
+        Raises:
+            InputError: files were added, removed or written to, or cannot be looked at.
+        """
+        if self.looked:
+            self.looked.check(self.origin)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at the files at or below a place of a raw folder: nothing of them is opened.
+
+    place: path below the root; "." is the root
+    apart: paths below the place, whose files are somebody else's
+    digest: of their sizes and modification times
+    """
+
+    root: Path
+    place: str
+    apart: frozenset[str]
+    digest: str
+
+    def check(self, origin: str) -> None:
+        """A second look finds the same; see `Input.check`."""
+        where = self.root if self.place == "." else self.root / self.place
+        try:
+            found = self._again()
+        except FileNotFoundError as error:
+            raise InputError(f"{origin}: {error.filename} {_GONE}") from error
+        except OSError as error:
+            raise InputError(f"{origin}: cannot read {error.filename}: {error.strerror}; {_AGAIN}") from error
+        if not found:
+            raise InputError(f"{origin}: what was in {where} {_GONE}")
+        if digest_of(found) != self.digest:
+            raise InputError(
+                f"{origin}: files in {where} were added, removed or written to while they were read; wait until nobody "
+                "copies into it, then run the same command again"
+            )
+
+    def _again(self) -> dict[str, str]:
+        top = os.path.join(self.root, "" if self.place == "." else self.place)
+        if os.path.isfile(top):  # a slice may be a file
+            return {self.place: _size_and_time(os.stat(top))}
+        below = "" if self.place == "." else f"{self.place}/"
+        return {path: _size_and_time(entry.stat()) for path, entry in _walk(top, below, self.apart)}
+
+
+_AGAIN = "mend that, then run the same command again"
+_GONE = "is not there any more; is its drive still mounted? When it is back, run the same command again"
 
 
 @dataclass(frozen=True)
@@ -40,11 +97,13 @@ class RawTree:
     """The files of a raw folder: path below the root -> what identifies the content.
 
     origin: where they come from, in words ("ptb_xl raw files")
+    looks: path below the root -> size and modification time, where these are not what identifies the content
     """
 
     root: Path
     files: Mapping[str, str]
     origin: str
+    looks: Mapping[str, str] | None = None
 
     @classmethod
     def scan(cls, root: Path, source: str, hash_content: bool = False) -> RawTree:
@@ -57,26 +116,31 @@ class RawTree:
         if not root.is_dir():
             raise InputError(f"{source}: no such folder: {root}; give the raw folder with --raw {source}=PATH")
         files: dict[str, str] = {}
+        looks: dict[str, str] = {}
         try:
             real_root = os.path.join(os.path.realpath(root), "")
             for path, entry in _walk(str(root), ""):
                 stat = entry.stat()
+                looks[path] = _size_and_time(stat)
                 if not hash_content:
-                    content: object = stat.st_mtime_ns
-                elif entry.is_symlink() and not os.path.realpath(entry.path).startswith(real_root):
+                    continue
+                if entry.is_symlink() and not os.path.realpath(entry.path).startswith(real_root):
                     content = "outside"  # readers turn it away, whatever it holds
                 else:
                     content = sha256_of(Path(entry.path))
                 files[path] = f"{stat.st_size}:{content}"
         except OSError as error:  # no permission; a link in a circle
             raise InputError(f"{source}: cannot read {error.filename}: {error.strerror}") from error
-        if not files:
+        if not looks:
             raise InputError(f"{source}: the folder {root} is empty")
-        return cls(root, files, f"{source} raw files")
+        if hash_content:
+            return cls(root, files, f"{source} raw files", looks)
+        return cls(root, looks, f"{source} raw files")
 
     def everything(self) -> Input:
         """All files below the root."""
-        return Input(self.root, digest_of(self.files), self.origin, self._folders())
+        look = Look(self.root, ".", frozenset(), digest_of(self.looks or self.files))
+        return Input(self.root, digest_of(self.files), self.origin, self._folders(), looked=look)
 
     def by_slice(self, slice_ids: Sequence[str]) -> dict[str, Input]:
         """For each slice (a folder or a file of the tree) the files at or below it; the stage gets the root.
@@ -84,17 +148,21 @@ class RawTree:
         The slice "." has the files that are in no other.
         """
         wanted = set(slice_ids)
-        grouped: dict[str, dict[str, str]] = {slice_id: {} for slice_id in slice_ids}
-        for path, identity in self.files.items():
-            place = path
-            while place and place not in wanted:
-                place = place.rpartition("/")[0]
-            if (place := place or ".") in wanted:
-                grouped[place][path] = identity
-        return {
-            slice_id: Input(self.root, digest_of(files), self.origin, {slice_id: digest_of(files)})
-            for slice_id, files in grouped.items()
-        }
+        paths: dict[str, list[str]] = {slice_id: [] for slice_id in slice_ids}
+        for path in self.looks or self.files:
+            if (place := _nearest(path, wanted)) in wanted:
+                paths[place].append(path)
+        apart: dict[str, set[str]] = {slice_id: set() for slice_id in slice_ids}
+        for slice_id in wanted - {"."}:
+            if (place := _nearest(slice_id.rpartition("/")[0], wanted)) in wanted:
+                apart[place].add(slice_id)
+        found = {}
+        for slice_id, held in paths.items():
+            digest = digest_of({path: self.files[path] for path in held if path in self.files})
+            looked = digest_of({path: self.looks[path] for path in held}) if self.looks else digest
+            look = Look(self.root, slice_id, frozenset(apart[slice_id]), looked)
+            found[slice_id] = Input(self.root, digest, self.origin, {slice_id: digest}, looked=look)
+        return found
 
     def _folders(self, max_depth: int = 3, max_folders: int = 5000) -> dict[str, str]:
         grouped: dict[str, dict[str, str]] = defaultdict(dict)
@@ -192,16 +260,37 @@ def _is_docstring(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
-def _walk(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """All files but those in hidden folders, where tools such as `ecgfm download` keep what is theirs."""
+def looks_below(folder: Path) -> dict[str, str]:
+    """Size and modification time of every file below a folder, by path."""
+    return {path: _size_and_time(entry.stat()) for path, entry in _walk(str(folder), "")}
+
+
+def _nearest(path: str, places: Set[str]) -> str:
+    """The place that is the path or the nearest above it; "." where none is."""
+    while path and path not in places:
+        path = path.rpartition("/")[0]
+    return path or "."
+
+
+def _size_and_time(stat: os.stat_result) -> str:
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _walk(folder: str, below: str, apart: Set[str] = frozenset()) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All files but those in hidden folders, where tools such as `ecgfm download` keep what is theirs.
+
+    apart: paths, below the root, that are left out
+    """
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             path = f"{below}{entry.name}"
+            if path in apart:
+                continue
             if entry.is_dir():
                 if entry.is_symlink():
                     raise InputError(f"{entry.path}: expected a folder, found a link to one; move its files here")
                 if not entry.name.startswith("."):
-                    yield from _walk(entry.path, path + "/")
+                    yield from _walk(entry.path, path + "/", apart)
             elif entry.is_file():
                 yield path, entry
 

@@ -97,7 +97,7 @@ def is_listened_to() -> bool:
 
 def obey(order: Path) -> int:
     """In the new process: what `call` wrote down; ends when the caller ends."""
-    _end_with_parent()
+    end_with_parent()
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("ecgfm").setLevel(logging.INFO)
     function, arguments = pickle.loads(order.read_bytes())
@@ -109,18 +109,8 @@ def obey(order: Path) -> int:
     return 0
 
 
-def _end_group(child: subprocess.Popen[str]) -> None:
-    """SIGTERM to a process group, so that a trainer can save; SIGKILL to what is left after a while."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(PATIENCE_S)
-        os.killpg(child.pid, signal.SIGKILL)  # also those that outlive the one that was waited for
-    child.wait()
-
-
-def _end_with_parent() -> None:
-    """End this process group once standard input closes: the parent, which holds its other end, is gone."""
+def end_with_parent() -> None:
+    """From now on end this process group once standard input closes: the parent, which holds its other end, is gone."""
 
     def watch() -> None:
         os.read(sys.stdin.fileno(), 1)
@@ -129,3 +119,13 @@ def _end_with_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _end_group(child: subprocess.Popen[str]) -> None:
+    """SIGTERM to a process group, so that a trainer can save; SIGKILL to what is left after a while."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(PATIENCE_S)
+        os.killpg(child.pid, signal.SIGKILL)  # also those that outlive the one that was waited for
+    child.wait()

@@ -64,11 +64,15 @@ Execute = Callable[[Sequence[Request], str], Sequence[Made]]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which stages a run may make: all; or `only` some; or those `start` and after. `force`: make them anew."""
+    """Which stages a run may make: all; or `only` some; or those `start` and after.
+
+    force: make them anew. go_on: this is another try, and what the last one left of a forced stage is not old
+    """
 
     only: tuple[str, ...] = ()
     start: str | None = None
     force: tuple[str, ...] = ()
+    go_on: bool = False
 
     def __post_init__(self) -> None:
         for option, names in (
@@ -347,7 +351,10 @@ def make_all(
     for request in requests:
         force = request.stage.name in selection.force
         own = request.stage.own_process
-        outputs.append(store.make_in_own_process(request, force, on_facts) if own else store.make(request, force))
+        go_on = selection.go_on
+        outputs.append(
+            store.make_in_own_process(request, force, go_on, on_facts) if own else store.make(request, force, go_on)
+        )
         logger.info("%s: %s", request.name, summary(outputs[-1:]))
     return outputs
 

@@ -34,7 +34,7 @@ from ecgfm import own_process
 from ecgfm.config import content_of
 from ecgfm.ecg import InputError
 from ecgfm.files import KEY_LENGTH, digest_of, sha256_of, sync, sync_and_hash, writing_data_dir
-from ecgfm.fingerprints import Input, RawTree, code_digests, differences
+from ecgfm.fingerprints import Input, RawTree, code_digests, differences, looks_below
 from ecgfm.own_process import Facts, ProcessFailed
 from ecgfm.processes import WorkerDied, ordered_map
 
@@ -93,6 +93,15 @@ class Request:
             for one in [given] if isinstance(given, Input) else given:
                 yield name, one
 
+    def check_raw(self) -> None:
+        """The raw files that are read are still those that the key was made of.
+
+        Raises:
+            InputError: they are not.
+        """
+        for _, one in self.each_input():
+            one.check()
+
     @cached_property
     def ingredients(self) -> dict[str, Any]:
         """Everything that decides the output, as JSON-able data. Its hash is the key."""
@@ -137,7 +146,7 @@ class Output:
 
     def as_raw(self) -> RawTree:
         """What the stage wrote, as another stage's raw folder."""
-        return RawTree(self.directory, self.files, self.name)
+        return RawTree(self.directory, self.files, self.name, looks_below(self.directory))
 
 
 class Store:
@@ -160,10 +169,10 @@ class Store:
         facts = self._facts(place)
         return None if isinstance(facts, str) else _output(place, request.name, facts, cached=True)
 
-    def make(self, request: Request, force: bool = False) -> Output:
+    def make(self, request: Request, force: bool = False, go_on: bool = False) -> Output:
         """The output of a request: as it is there, or made now.
 
-        force: make it although it is there
+        force: make it although it is there; go_on: but of what a killed run left, if the stage is resumable
 
         Raises:
             InputError: the data directory cannot be written, or what the stage's function raises.
@@ -175,14 +184,19 @@ class Store:
             if not force and (found := self.find(request)):  # another process made it while we waited
                 return found
             partial = place.with_name(place.name + ".partial")
-            if partial.exists() and (force or not request.stage.resumable):
+            if partial.exists() and not (request.stage.resumable and (go_on or not force)):
                 shutil.rmtree(partial)
             partial.mkdir(exist_ok=True)
             started = time.monotonic()
             try:
                 function = _import(request.stage.function)
                 paths = {name: _paths(given) for name, given in request.inputs.items()}
-                counts = function(paths, request.config, partial)
+                try:
+                    counts = function(paths, request.config, partial)
+                except Exception:
+                    request.check_raw()  # where the drive is gone, that is what went wrong
+                    raise
+                request.check_raw()
                 self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
             except BaseException as error:
                 if not request.stage.resumable:
@@ -193,7 +207,11 @@ class Store:
         return self._made(place, request.name)
 
     def make_in_own_process(
-        self, request: Request, force: bool = False, on_facts: Callable[[Facts], None] | None = None
+        self,
+        request: Request,
+        force: bool = False,
+        go_on: bool = False,
+        on_facts: Callable[[Facts], None] | None = None,
     ) -> Output:
         """`make` in a process group of its own, which ends with this process (own_process.py). What it prints goes to
         the log line by line.
@@ -209,7 +227,7 @@ class Store:
         try:
             own_process.call(
                 Store.make,
-                (self, request, force),
+                (self, request, force, go_on),
                 lambda line: logger.info("%s: %s", request.name, line),
                 on_facts,
             )

@@ -1,4 +1,4 @@
-"""Library stage -> Prefect task: named runs, state Cached when it was, an artifact with the counts.
+"""Library stage -> Prefect task: named runs, state Cached when it was, retries, progress, artifacts to look at.
 
 Prefect schedules and shows; what is fresh is decided by the stage store alone. What the library logs is in the
 run's log (PREFECT_LOGGING_EXTRA_LOGGERS, set in this package's __init__). Tasks and subflows take what they work on
@@ -7,20 +7,33 @@ from a closure: Prefect would send a flow's parameters to its server, and walk t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect import get_client, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed
 
 from ecgfm.config import Pipeline
 from ecgfm.pipeline import PREPARE, Selection, make_all
-from ecgfm.stages import Output, Request, Store
+from ecgfm.stages import Output, Request, StageFailed, Store
+from flows import server
+from flows.artifacts import Progress, publish_counts, publish_output
+
+logger = logging.getLogger("ecgfm.engine")  # below the library's logger, whose lines are in the run's log
+
+SEND_PATIENCE_S = 10.0
+LEASE_S = 60.0  # of a concurrency slot: so long after the death of its holder it is free again
 
 
 @dataclass
@@ -30,42 +43,51 @@ class Work:
     name: the pipeline's; artifacts of different pipelines have different keys
     makers: origin ("splits", "prepare ptb_xl records500/00000") -> what Prefect knows its maker by, for the edges of
         the run graph: the state of a task, the result of a subflow
+    reasons: the walker's: name of a request -> why it is to be made; the others are there
     """
 
     name: str
     pipeline: Pipeline
     store: Store
     selection: Selection
+    reasons: Mapping[str, str] = field(default_factory=dict)
     makers: dict[str, Any] = field(default_factory=dict)
 
     def run_task(self, name: str, requests: Sequence[Request]) -> list[Output]:
         """Make one stage, or a batch of slices, as one task."""
+        deployment = self.pipeline.deployment
+        tries = 0
 
         def make() -> Any:
-            outputs = make_all(self.pipeline, self.store, self.selection, requests, name)
+            nonlocal tries
+            tries += 1
+            selection = replace(self.selection, go_on=tries > 1)
+            progress = Progress(self.name, name)
+            with self._gpu(requests[0]):
+                outputs = make_all(self.pipeline, self.store, selection, requests, name, progress.show)
             if requests[0].stage is not PREPARE:  # slices are summed up by source
-                self.publish_counts(name, outputs[0].counts)
-                self.publish_summary(name, outputs[0])
+                publish_output(self.name, name, outputs[0], self.reasons.get(requests[0].name), self._reports())
             if all(output.cached for output in outputs):
                 return Completed(name="Cached", data=outputs)  # a state that a task returns is the task's state
             return outputs
 
-        stage = requests[0].stage.name
-        named = task(name=stage, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(make)
+        there = not any(request.name in self.reasons for request in requests)
+        named = task(
+            name=requests[0].stage.name,
+            task_run_name=f"{name} (cached)" if there else name,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            retries=deployment.retries,
+            retry_delay_seconds=deployment.retry_delay_s,
+            retry_condition_fn=_crashed,
+        )(make)
         state: State[list[Output]] = named(return_state=True, wait_for=self.upstream(requests))
         self.makers.update((request.name, state) for request in requests)
         return state.result()
 
-    def publish_counts(self, name: str, counts: Mapping[str, int]) -> None:
-        """An artifact of a stage's counts: records in and out, rejected by reason."""
-        table = [{"what": what, "count": count} for what, count in counts.items()]
-        create_table_artifact(table, artifact_key(f"{self.name} {name}"), f"{self.name}: {name}")
-
-    def publish_summary(self, name: str, output: Output) -> None:
-        """An artifact of the stage's own summary, where it wrote one."""
-        if "summary.md" in output.files:
-            text = (output.directory / "summary.md").read_text(encoding="utf-8")
-            create_markdown_artifact(text, artifact_key(f"{self.name} {name} summary"), f"{self.name}: {name}")
+    def publish_source(self, group: str, requests: Sequence[Request], outputs: Sequence[Output]) -> None:
+        """An artifact of what became of a source's slices, all together."""
+        publish_counts(self.name, group, outputs, [self.reasons.get(request.name) for request in requests])
 
     def upstream(self, requests: Sequence[Request]) -> list[Any]:
         """The makers of what the requests read, each once."""
@@ -73,7 +95,48 @@ class Work:
         makers = [maker for origin, maker in self.makers.items() if origin in origins]
         return list({id(maker): maker for maker in makers}.values())
 
+    def _reports(self) -> str | None:
+        return server.reports_address(self.store.data_dir)
 
-def artifact_key(name: str) -> str:
-    """A name as Prefect allows it for a key: lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    @contextmanager
+    def _gpu(self, request: Request) -> Iterator[None]:
+        """A slot of the concurrency limit for GPUs, where the request trains on one."""
+        deployment = self.pipeline.deployment
+        device = getattr(request.config, "device", "cpu")
+        wanted = deployment.gpu == "always" or (deployment.gpu == "auto" and device != "cpu" and bool(_gpus()))
+        if not (request.stage.own_process and wanted) or request.name not in self.reasons or server.is_temporary():
+            yield
+            return
+        ensure_limit(deployment.gpu_limit, max(1, len(_gpus())))
+        logger.info("%s: waits for a slot of the concurrency limit %s", request.name, deployment.gpu_limit)
+        # a server that is away for a while must not end a training: its lease goes on when it is back
+        with concurrency(
+            deployment.gpu_limit, lease_duration=LEASE_S, strict=True, raise_on_lease_renewal_failure=False
+        ):
+            yield
+
+
+def ensure_limit(name: str, slots: int) -> None:
+    """Make a global concurrency limit where there is none of that name."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=slots))
+        except ObjectAlreadyExists:
+            return
+    logger.info("made the concurrency limit %s with %d slots", name, slots)
+
+
+def send_what_waits() -> None:
+    """Wait until the server has all logs and states: Prefect sends them in the background, as late as at exit."""
+    APILogWorker.drain_all(timeout=SEND_PATIENCE_S)
+    EventsWorker.drain_all(timeout=SEND_PATIENCE_S)
+
+
+def _gpus() -> list[Path]:
+    """The GPUs of this machine, without asking torch, whose import takes seconds."""
+    return sorted(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _crashed(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether a failure is worth another try: a process that died is, a mistake is not."""
+    return isinstance(state.result(raise_on_failure=False), StageFailed)

@@ -41,6 +41,7 @@ def run_pipeline(
         return [work.run_task(request.name, [request])[0] for request in requests]
 
     walker = Walker(work.store, execute, work.selection)
+    work.reasons = walker.reasons
     folders = {source: Path(path) for source, path in raw.items()}
     with recorded_run(work.store.data_dir, pipeline, config, walker, folders) as directory:
         walk(config, folders, walker, hash_raw)

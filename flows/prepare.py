@@ -11,7 +11,7 @@ from prefect import flow
 from tqdm import tqdm
 
 from ecgfm.config import PROGRESS_BAR
-from ecgfm.pipeline import PREPARE, total_counts
+from ecgfm.pipeline import PREPARE
 from ecgfm.stages import Output, Request
 from flows.engine import Work
 from flows.runners import Engine, engine
@@ -45,7 +45,7 @@ def prepare_source(work: Work, group: str, requests: Sequence[Request]) -> list[
             for name, batch in _named(source, requests, here, enough, most=1 if lent else MAX_TASKS):
                 outputs.update(zip(batch, work.run_task(name, [requests[place] for place in batch]), strict=True))
             ordered = [outputs[place] for place in range(len(requests))]
-            work.publish_counts(group, total_counts(ordered))
+            work.publish_source(group, requests, ordered)
             return ordered
 
         body = _Unsent(make)

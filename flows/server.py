@@ -11,13 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,16 @@ from ecgfm.ecg import InputError
 from ecgfm.files import writing_data_dir
 
 START_PATIENCE_S = 120
+_TEMPORARY = "ECGFM_TEMPORARY_SERVER"  # environment variable, set for the processes of a run
+
+# python -c ... -m MODULE WORDS: the module as a program that ends when its parent does
+_ENDS_WITH_US = """
+import runpy, sys
+from ecgfm.own_process import end_with_parent
+end_with_parent()
+module, sys.argv = sys.argv[2], sys.argv[2:]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
 
 
 def configured_api(data_dir: Path) -> str | None:
@@ -38,17 +51,26 @@ def running_ui(data_dir: Path) -> str | None:
     return str(facts["api"]) if facts and _answers(str(facts["api"])) else None
 
 
-def use(api: str | None, data_dir: Path, debug: bool) -> None:
-    """Set this process up for a server, before prefect is imported; without one Prefect starts its own for the run.
-
-    Its database lies in the data directory, so that `ecgfm ui` shows past runs too.
-    """
-    if api:
-        os.environ["PREFECT_API_URL"] = api
+def use(api: str, data_dir: Path, debug: bool, temporary: bool = False) -> None:
+    """Set this process up for a server, before prefect is imported. temporary: it is there for one run."""
+    os.environ["PREFECT_API_URL"] = api
+    if temporary:
+        os.environ[_TEMPORARY] = "1"
     if "PREFECT_HOME" not in os.environ:
         os.environ["PREFECT_HOME"] = str(_made_home(data_dir))
     # the command line shows our own lines and one line for an error; the run's log has everything
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if debug else "CRITICAL")
+
+
+def is_temporary() -> bool:
+    """Whether the server that this process uses is there for one run alone: nothing is shared through it."""
+    return _TEMPORARY in os.environ
+
+
+def reports_address(data_dir: Path) -> str | None:
+    """Where reports of this data directory are served: as ECGFM_REPORTS_URL says, else by `ecgfm ui`, else nowhere."""
+    facts = _facts(data_dir)
+    return os.environ.get("ECGFM_REPORTS_URL") or (str(facts["reports"]) if facts else None)
 
 
 @dataclass(frozen=True)
@@ -76,28 +98,87 @@ def local_server(data_dir: Path, port: int) -> Iterator[LocalServer]:
     Raises:
         InputError: one runs already, the port is taken, or it does not come up.
     """
-    if (api := running_ui(data_dir)) and (facts := _facts(data_dir)):
+    if (api := running_ui(data_dir)) and (there := _facts(data_dir)):
         address = api.removesuffix("/api")
-        raise InputError(f"a server for {data_dir} already runs at {address} (process {facts['pid']})")
+        raise InputError(f"a server for {data_dir} already runs at {address} (process {there['pid']})")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise InputError(f"port {port} is taken; choose another with --port")
-    address = f"http://127.0.0.1:{port}"
     home = _made_home(data_dir)
+    facts = home / "server.json"
+    try:
+        with _server(home, port, {}, ["-m", "prefect", "server", "start"]) as started, _reports(data_dir) as reports:
+            found = {"api": f"{started.address}/api", "pid": started.process.pid, "reports": reports}
+            facts.write_text(json.dumps(found))
+            yield started
+    finally:
+        facts.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_server(data_dir: Path) -> Iterator[str]:
+    """The API of a server without UI for one run. It ends with this process, however that ends, which Prefect's own
+    temporary server does not.
+
+    Its database is that of `ecgfm ui`, which shows the run later.
+
+    Raises:
+        InputError: it does not come up.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ephemeral = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}  # no scheduler either
+    app = ["--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
+    with _server(_made_home(data_dir), port, ephemeral, ["-m", "uvicorn", *app]) as started:
+        yield f"{started.address}/api"
+
+
+@contextmanager
+def _reports(data_dir: Path) -> Iterator[str]:
+    """The reports of a data directory, and nothing else of it, for a browser on this machine: a page that came from a
+    server may not open files. Yields the address of the data directory."""
+
+    class Reports(SimpleHTTPRequestHandler):
+        def send_head(self) -> Any:
+            if not self.path.endswith("/report.html"):
+                return self.send_error(404, "only reports are served")
+            return super().send_head()
+
+        def log_message(self, format: str, *values: Any) -> None:
+            """Requests are nobody's business."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Reports, directory=str(data_dir))) as reports:
+        threading.Thread(target=reports.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{reports.server_port}"
+        finally:
+            reports.shutdown()
+
+
+@contextmanager
+def _server(home: Path, port: int, settings: Mapping[str, str], command: Sequence[str]) -> Iterator[LocalServer]:
+    """A server process of this machine in a group of its own, which ends with this process."""
+    address = f"http://127.0.0.1:{port}"
     # the UI asks the address it was told, whatever port the server has
-    settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_UI_API_URL": f"{address}/api", "PREFECT_API_URL": ""}
-    environment = {name: value for name, value in {**os.environ, **settings}.items() if value}
+    ours = {"PREFECT_HOME": str(home), "PREFECT_SERVER_UI_API_URL": f"{address}/api", "PREFECT_API_URL": ""}
+    environment = {name: value for name, value in {**os.environ, **ours, **settings}.items() if value}
     log = home / "server.log"
+    words = [*command, "--host", "127.0.0.1", "--port", str(port)]
     with open(log, "ab") as output:
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        server = subprocess.Popen(
+            [sys.executable, "-c", _ENDS_WITH_US, *words],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
         _wait_until_up(server, f"{address}/api", log)
-        (home / "server.json").write_text(json.dumps({"api": f"{address}/api", "pid": server.pid}))
         yield LocalServer(address, server, log)
     finally:
-        (home / "server.json").unlink(missing_ok=True)
         with suppress(ProcessLookupError):  # it ended by itself
             os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -78,13 +79,16 @@ def run(
                 if planned[-1].directory:
                     typer.echo(f"report: {report_of(store.data_dir, pipeline, planned[-1].directory)}")
                 return
-        with log_to_terminal():
+        with log_to_terminal(), ExitStack() as serving:
             if no_prefect:
                 recorded = run_locally(pipeline, config, folders, store, selection, hash_raw)
             else:
-                server.use(api, store.data_dir, debug)
+                used = api or serving.enter_context(server.temporary_server(store.data_dir))
+                server.use(used, store.data_dir, debug, temporary=not api)
+                from flows.engine import send_what_waits
                 from flows.pipeline import run_pipeline, run_stage
 
+                serving.callback(send_what_waits)
                 places = {source: str(folder) for source, folder in folders.items()}
                 common = (pipeline, str(store.data_dir), str(file.absolute()), places, list(overrides or ()))
                 if len(selection.only) == 1 and not start:
