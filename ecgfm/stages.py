@@ -24,7 +24,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -366,10 +366,30 @@ class Store:
         with self._holding("claims", fcntl.LOCK_EX):
             yield
 
+    def is_made_now(self, place: Path) -> bool:
+        """Whether a process holds the right to make `place`. Looks only: it may change at once."""
+        return is_held(self.data_dir / "stages" / ".locks" / _lock_name(place))
+
+    @contextmanager
+    def idle(self, place: Path) -> Iterator[bool]:
+        """Hold the right to make `place` without waiting for it; False where somebody else has it."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._holding(_lock_name(place), fcntl.LOCK_EX | fcntl.LOCK_NB))
+                free = True
+            except BlockingIOError:
+                free = False
+            yield free
+
+    def drop_lock(self, place: Path) -> None:
+        """Remove the lock file of a place that is gone, by whoever holds it (`idle`). Those who wait for it take
+        another: two never make one key."""
+        (self.data_dir / "stages" / ".locks" / _lock_name(place)).unlink(missing_ok=True)
+
     @contextmanager
     def _lock(self, place: Path) -> Iterator[None]:
         """Hold the right to make `place`; waits for another holder."""
-        with self._holding(f"{place.parent.name}-{place.name}", fcntl.LOCK_EX):
+        with self._holding(_lock_name(place), fcntl.LOCK_EX):
             with writing_data_dir():
                 place.parent.mkdir(parents=True, exist_ok=True)
             yield
@@ -382,12 +402,32 @@ class Store:
             InputError: the data directory cannot be written.
         """
         locks = self.data_dir / "stages" / ".locks"
-        with writing_data_dir():
-            locks.mkdir(parents=True, exist_ok=True)
-            handle = open(locks / name, "w")  # noqa: SIM115 - closed below
-        with handle:
-            fcntl.flock(handle, kind)
-            yield
+        while True:
+            with writing_data_dir():
+                locks.mkdir(parents=True, exist_ok=True)
+                handle = open(locks / name, "w")  # noqa: SIM115 - closed below
+            with handle:
+                fcntl.flock(handle, kind)
+                if os.fstat(handle.fileno()).st_nlink:
+                    yield
+                    return
+                # else it was removed while we waited (`drop_lock`): whoever comes now takes another file
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file for itself alone."""
+    try:
+        with open(lock, "rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _lock_name(place: Path) -> str:
+    return f"{place.parent.name}-{place.name}"
 
 
 def _identity(given: Input | Sequence[Input]) -> dict[str, str]:
