@@ -305,8 +305,8 @@ def test_from_a_stage_on(store: Store, raw: Path) -> None:
     [
         ("prepare", "prepare ptb_xl reads list ptb_xl, which is not made yet; .* with --only list"),
         ("splits", "splits reads prepare ptb_xl, which is not made yet; .* with --only list --only prepare"),
-        ("manifests", "manifests reads prepare ptb_xl, which is not made yet; .* with --only prepare .* --only labels"),
-        ("evaluate", "evaluate reads prepare ptb_xl, which is not made yet; .* with --only prepare .* --only finetune"),
+        ("manifests", "manifests reads prepare ptb_xl, which is not made yet; .* --only prepare .* --only labels"),
+        ("evaluate", "evaluate reads prepare ptb_xl, which is not made yet; .* --only prepare .* --only finetune"),
     ],
 )
 def test_a_stage_whose_input_is_not_made_says_so(tmp_path: Path, raw: Path, only: str, message: str) -> None:
