@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import yaml
 
@@ -26,10 +26,11 @@ from ecgfm.config import Pipeline, to_dict
 from ecgfm.ecg import InputError
 from ecgfm.files import writing_data_dir
 from ecgfm.pipeline import Selection, Walker, make_all, walk
-from ecgfm.stages import Output, Request, Store
+from ecgfm.stages import Output, Request, Store, is_held
 
 FACTS = "run.json"
 LOCK = ".lock"
+KEEP = "keep"
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,7 @@ class Run:
 
     def uses(self) -> set[str]:
         """What the run made, used or is about to use: `<stage>/<key>`."""
-        found = set()
-        for folder, _, _ in os.walk(self.directory):
-            with os.scandir(folder) as entries:
-                found |= {"/".join(Path(os.readlink(e.path)).parts[-2:]) for e in entries if e.is_symlink()}
-        return {place for place in found if not place.endswith("/report.html")}
+        return set(links_below(self.directory).values())
 
 
 def find_runs(data_dir: Path, pipeline: str | None = None) -> list[Run]:
@@ -68,9 +65,73 @@ def find_runs(data_dir: Path, pipeline: str | None = None) -> list[Run]:
     Raises:
         InputError: a run's facts cannot be read.
     """
-    folders = (data_dir / "runs").glob(f"{pipeline or '*'}/[0-9]*/")
-    found = [_read(folder) for folder in folders if (folder / FACTS).is_file()]
+    found = [run for folder in run_folders(data_dir, pipeline) if (run := _read(folder))]
     return sorted(found, key=lambda run: (run.started_at, run.name), reverse=True)
+
+
+def find_run(data_dir: Path, name: str) -> Run:
+    """One run by its name, `<pipeline>/<time>` or `<pipeline>/latest`.
+
+    Raises:
+        InputError: there is no such run, or its facts cannot be read.
+    """
+    pipeline, _, time = name.rstrip("/").partition("/")
+    runs = find_runs(data_dir, pipeline)
+    if time == "latest":
+        time = (data_dir / "runs" / pipeline / "latest").resolve().name
+    if found := next((run for run in runs if run.directory.name == time), None):
+        return found
+    if runs:
+        there = f"the newest of {len(runs)} is {runs[0].name}"
+    else:
+        pipelines = sorted({run.pipeline for run in find_runs(data_dir)})
+        there = f"there are runs of {', '.join(pipelines)}" if pipelines else "there are none"
+    raise InputError(f"no run {name} in {data_dir}: {there}")
+
+
+def run_folders(data_dir: Path, pipeline: str | None = None) -> list[Path]:
+    """The directories of runs, in no order; also of one that was killed before it wrote a word."""
+    runs = data_dir / "runs"
+    pipelines = [runs / pipeline] if pipeline else _folders_in(runs)
+    return [run for folder in pipelines for run in _folders_in(folder)]
+
+
+def links_below(run: Path) -> dict[str, str]:
+    """The links of a run's directory: name of the stage, "prepare ptb_xl records500/00000" -> `<stage>/<key>`.
+
+    Raises:
+        OSError: it cannot be read. What is not seen would be taken for unused.
+    """
+
+    def raise_unless_gone(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    found = {}
+    for folder, folders, files in os.walk(run, onerror=raise_unless_gone):
+        for entry in (*folders, *files):
+            link = os.path.join(folder, entry)
+            with suppress(FileNotFoundError):  # of a run that is being removed
+                if os.path.islink(link) and (target := os.readlink(link).split("/"))[-3:-2] == ["stages"]:
+                    stage, _, subject = link[len(str(run)) + 1 :].partition("/")
+                    found[f"{stage} {unquote(subject)}".strip()] = "/".join(target[-2:])
+    return found
+
+
+def keep(store: Store, run: Run, kept: bool = True) -> None:
+    """From now on a run is kept whatever its age; `kept=False` lets it go again.
+
+    Raises:
+        InputError: it was removed meanwhile.
+    """
+    with store.claiming():
+        try:
+            if kept:
+                (run.directory / KEEP).touch()
+            else:
+                (run.directory / KEEP).unlink(missing_ok=True)
+        except FileNotFoundError as error:
+            raise InputError(f"the run {run.name} was removed meanwhile") from error
 
 
 @contextmanager
@@ -81,22 +142,23 @@ def recorded_run(
 
     `runs/<pipeline>/latest` points at the newest that ended. Links are relative, so that a data directory can be moved.
     """
-    started, started_at = time.monotonic(), _now()
-    with writing_data_dir():
-        run = _new_directory(data_dir / "runs" / pipeline)
-        lock = open(run / LOCK, "w")  # noqa: SIM115 - closed below
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    started = time.monotonic()
     facts: dict[str, Any] = {
         "pipeline": pipeline,
         "state": "running",
-        "started_at": started_at,
+        "started_at": _now(),
         "host": platform.node(),
         "process": os.getpid(),
         "raw": {source: str(folder) for source, folder in raw.items()},
         "selection": {name: value for name, value in vars(walker.selection).items() if value},
         "stages": [],
     }
-    _write(run, facts)
+    with walker.store.claiming():  # what lies in runs/ without a lock then was killed, and is not just beginning
+        with writing_data_dir():
+            run = _new_directory(data_dir / "runs" / pipeline)
+            lock = open(run / LOCK, "w")  # noqa: SIM115 - closed below
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _write(run, facts)
     (run / "config.yaml").write_text(yaml.safe_dump({pipeline: to_dict(config)}, sort_keys=False), encoding="utf-8")
     log = logging.FileHandler(run / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -154,28 +216,27 @@ def report_of(data_dir: Path, pipeline: str, evaluated: Path) -> Path:
     return next((link for link in runs if link.exists() and link.samefile(report)), report)
 
 
-def _read(directory: Path) -> Run:
+def _read(directory: Path) -> Run | None:
+    """The run of a directory; None where it said nothing yet, or is being removed."""
+    going_on = is_held(directory / LOCK)
     try:
         facts = json.loads((directory / FACTS).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValueError as error:
         raise InputError(f"{directory / FACTS}: not JSON ({error}); remove {directory}") from error
-    state = facts["state"]
-    if state == "running" and not _is_going_on(directory):
-        state = "killed"
-    kept = (directory / "keep").exists()
+    state = "running" if going_on else "killed" if facts["state"] == "running" else facts["state"]
+    kept = (directory / KEEP).exists()
     return Run(directory, facts["pipeline"], state, facts["started_at"], facts.get("seconds"), kept, facts)
 
 
-def _is_going_on(run: Path) -> bool:
-    """Whether a process holds the run's lock."""
+def _folders_in(folder: Path) -> list[Path]:
+    """The directories in a folder that may not be there; neither hidden ones nor links."""
     try:
-        with open(run / LOCK, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with os.scandir(folder) as entries:
+            return [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
-        return False
-    return False
+        return []
 
 
 def _came_of(request: Request, output: Output, why: str) -> dict[str, Any]:
