@@ -7,11 +7,13 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
+from cronsim import CronSim, CronSimError
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -372,8 +374,10 @@ class ScheduleConfig:
     """When a deployed pipeline runs by itself: by `cron` or every `interval_s` seconds.
 
     name: tells it from the pipeline's other schedules
-    cron: five fields, such as "0 2 * * *"; timezone: an IANA name, in which the cron is meant
+    cron: five fields, such as "0 2 * * *"; timezone: an IANA name, in which the cron is meant, and from whose
+        midnight an interval counts
     set: values for its runs alone, as of --set: ["pretrain.max_steps=200"]
+    only: the stages that its runs make, as of --only; all where none is named
     """
 
     name: str = "schedule"
@@ -381,10 +385,19 @@ class ScheduleConfig:
     interval_s: Positive | None = None
     timezone: str = "UTC"
     set: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.cron is None) == (self.interval_s is None):
             raise ValueError("a schedule has either cron or interval_s")
+        if self.cron is not None:
+            try:
+                CronSim(self.cron, datetime(2020, 1, 1))
+                understood = len(self.cron.split()) == 5  # with a sixth it would be seconds
+            except CronSimError:
+                understood = False
+            if not understood:
+                raise ValueError(f"cannot read cron {self.cron!r}; expected five fields, such as 0 2 * * *")
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError):

@@ -196,3 +196,29 @@ def test_the_order_of_labels_is_content() -> None:
     one = LabelsConfig("codes", codes={"a": ("1",), "b": ("2",)})
     other = LabelsConfig("codes", codes={"b": ("2",), "a": ("1",)})
     assert content_of(one) != content_of(other)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"cron": "0 2 * *"}, "cannot read cron '0 2 * *'; expected five fields, such as 0 2 * * *"),
+        ({"cron": "0 25 * * *"}, "cannot read cron '0 25 * * *'"),
+        ({"cron": "0 0 2 * * *"}, "cannot read cron"),  # seconds: Prefect would not read it
+        ({"cron": "0 2 * * *", "interval_s": 5}, "either cron or interval_s"),
+        ({}, "either cron or interval_s"),
+        ({"cron": "0 2 * * *", "timezone": "Berlin"}, "unknown timezone 'Berlin'; expected one such as Europe/Berlin"),
+        ({"interval_s": 0}, "interval_s"),
+    ],
+)
+def test_a_schedule_that_means_nothing_is_one_line(schedule: dict[str, Any], message: str) -> None:
+    values = {"sources": ["ptb_xl"], "deployment": {"schedules": [schedule]}}
+    with pytest.raises(InputError, match=r"p\.yaml: deployment\.schedules\.0") as told:
+        from_dict(Pipeline, values, "p.yaml")
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_two_schedules_of_one_name_are_refused() -> None:
+    twice = [{"name": "nightly", "cron": "0 2 * * *"}, {"name": "nightly", "cron": "0 3 * * *"}]
+    with pytest.raises(InputError, match="schedules need different names"):
+        from_dict(Pipeline, {"sources": ["ptb_xl"], "deployment": {"schedules": twice}}, "p.yaml")
