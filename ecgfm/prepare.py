@@ -50,6 +50,9 @@ LONG_S, BLOCK_BYTES = 60.0, 1 << 25  # of longer recordings fewer: 30 min at 500
 
 TOGETHER = 8  # recordings of 10 s at 500 Hz, two megabytes: so much stays near the processor
 
+_OF_READING = frozenset({"missing_header", "missing_signal", "unreadable_header", "unreadable_signal", "truncated"})
+"""Reasons that a drive, or somebody who copies files, can bring about as well as a damaged file."""
+
 _MAX_NAME = 200  # characters, of the 255 bytes that a file's name may have
 
 LOWEST_HZ, HIGHEST_HZ = 0.1, 100_000.0
@@ -124,7 +127,8 @@ def prepare_slice(inputs: Mapping[str, Path], config: PrepareConfig, out: Path) 
     done. The bytes written do not depend on their number.
 
     Raises:
-        InputError: a segment would hold no sample, or a filter does not go with a record's sampling rate.
+        InputError: a segment would hold no sample, a filter does not go with a record's sampling rate, or the raw
+            files' drive fails.
     """
     rows = read_table(inputs["rows"], "listing")
     source_name, slice_id = rows["source"][0], rows["slice_id"][0]
@@ -154,7 +158,28 @@ def prepare_slice(inputs: Mapping[str, Path], config: PrepareConfig, out: Path) 
                 tables.add(block)
                 progress.update(len(block))
                 block, rest = prepare(rest)
+    _check_twice(source_name, inputs["raw"], tables.unread(rows))
     return tables.write(rows, config.segment_seconds, out)
+
+
+def _check_twice(source_name: str, raw_dir: Path, unread: Sequence[tuple[Mapping[str, Any], Rejected]]) -> None:
+    """What could not be read cannot be read a second time: a drive that is gone for a second must turn nobody away.
+
+    Raises:
+        InputError: it can.
+    """
+    for row, before in unread:
+        try:
+            SOURCES[source_name].read_record(raw_dir, row)
+            now = "it is read without fault"
+        except Rejected as rejected:
+            if rejected.reason == before.reason:
+                continue
+            now = str(rejected)
+        raise InputError(
+            f"{raw_dir}: {row['raw_path']} could not be read ({before}), and a moment later {now}; is its drive "
+            "in order, and nobody copying? Run the same command again"
+        )
 
 
 def prepare_block(
@@ -379,6 +404,12 @@ class _Tables:
                 self._prepared.append(replace(one, segments=_NOTHING, per_lead=_NOTHING))
             else:
                 self._rejected.append(one)
+
+    def unread(self, rows: pl.DataFrame) -> list[tuple[Mapping[str, Any], Rejected]]:
+        """The rows of the listing whose files could not be read, each with what was said."""
+        turned_away = rows.filter(~pl.Series(self._kept, dtype=pl.Boolean)).iter_rows(named=True)
+        pairs = zip(turned_away, self._rejected, strict=True)
+        return [(row, rejected) for row, rejected in pairs if rejected.reason in _OF_READING]
 
     def write(self, rows: pl.DataFrame, segment_seconds: float, out: Path) -> dict[str, int]:
         """Write the tables of the slice whose listing is `rows`; the counts of what became of them."""

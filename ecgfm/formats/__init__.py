@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ecgfm.ecg import EcgRecord, FileFacts, Rejected
 from ecgfm.formats import cardiosoft, dicom, edf, hl7_aecg, muse, philips, schiller, scp, wfdb
+from ecgfm.formats.raw_files import rejected
 
 HEAD_BYTES = 64 * 1024
 """How much of a file a format sees to know it."""
@@ -27,6 +28,7 @@ class Format(Protocol):
 
         Raises:
             Rejected: whatever is wrong with the file.
+            InputError: its drive fails (raw_files.py), or a package that the format needs is not installed.
         """
         ...
 
@@ -40,6 +42,7 @@ def identify(path: Path) -> Format | None:
 
     Raises:
         Rejected: `missing_signal` or `unreadable_signal`, the file cannot be opened.
+        InputError: its drive fails (raw_files.py).
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
@@ -49,7 +52,7 @@ def identify(path: Path) -> Format | None:
     except FileNotFoundError as error:
         raise Rejected("missing_signal", f"{path.name}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a name no file can have
-        raise Rejected("unreadable_signal", f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
+        raise rejected(error, "unreadable_signal", path.name) from error
     return next((known for known in FORMATS if known.matches(head)), None)
 
 
@@ -59,6 +62,7 @@ def read_file(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
     Raises:
         InputError: the format needs a package that is not installed.
         Rejected: `unknown_format`, or what the format's reader says.
+        InputError: its drive fails (raw_files.py).
     """
     known = identify(path)
     if known is None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ecgfm.ecg import INVALID, LEADS, MAX_SAMPLES, Digital, EcgRecord, FileFacts, InputError, Rejected
 from ecgfm.formats.lead_names import lead_of_code, lead_of_label
+from ecgfm.formats.raw_files import check_drive
 
 NAME = "DICOM waveform"
 
@@ -88,6 +89,7 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
             dataset = pydicom.dcmread(io.BytesIO(content))
             return _record(dataset, order, record_id)
     except (InvalidDicomError, BytesLengthException, *_DAMAGE) as error:
+        check_drive(error, str(path))
         message = f"{type(error).__name__}: {error}".replace(str(path), path.name)
         raise Rejected("unreadable_signal", f"DICOM: {message[:200]}") from error
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ecgfm.ecg import INVALID, LEADS, MAX_SAMPLES, Digital, EcgRecord, FileFacts, InputError, Rejected
 from ecgfm.formats.lead_names import lead_of_label
+from ecgfm.formats.raw_files import check_drive
 
 NAME = "EDF"
 
@@ -53,6 +54,7 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
             edf = edfio.read_edf(path, lazy_load_data=True, header_encoding="latin-1")
             return _record(edf, head[168:184], record_id)
     except _DAMAGE as error:
+        check_drive(error, str(path))
         message = f"{type(error).__name__}: {error}".replace(str(path), path.name)
         raise Rejected("unreadable_header", f"EDF: {message[:200]}") from error
 

@@ -5,12 +5,21 @@ Plain strings: this is asked for every file of every record, and a `Path` costs 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from functools import lru_cache
 from pathlib import Path
 
-from ecgfm.ecg import Rejected
+from ecgfm.ecg import InputError, Rejected, RejectReason
+
+_OF_THE_FILE = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO),
+        None,  # a library's own error
+    }
+)
+"""What opening or reading says of a file that is damaged, absent or none; all else is the drive's or the user's."""
 
 
 def inside(raw_dir: Path | str, path: str) -> str:
@@ -42,6 +51,30 @@ def beside(raw_dir: Path | str, file: str, name: str) -> str:
     path = os.path.join(os.path.dirname(file), name)
     whole = os.path.join(raw_dir, path)
     return inside(raw_dir, path) if _is_link(whole) else whole
+
+
+def rejected(error: Exception, reason: RejectReason, file: str) -> Rejected:
+    """What a failure to open or read a record's file says of the record, to be raised.
+
+    Raises:
+        InputError: as `check_drive`.
+    """
+    check_drive(error, file)
+    return Rejected(reason, f"{file}: {getattr(error, 'strerror', None) or error}")
+
+
+def check_drive(error: Exception, file: str) -> None:
+    """A failure to open or read a file is the file's own.
+
+    Raises:
+        InputError: its drive fails or is gone, or it may not be read. No record may be turned away for that, for ever.
+    """
+    if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+        why = error.strerror or error
+        raise InputError(
+            f"{error.filename or file} cannot be read: {why}; see to its drive and its permissions, then run the same "
+            "command again"
+        ) from error
 
 
 @lru_cache(64)  # the records of a folder come one after the other

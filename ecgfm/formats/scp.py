@@ -19,6 +19,7 @@ import numpy as np
 
 from ecgfm.ecg import INVALID, MAX_SAMPLES, Digital, EcgRecord, FileFacts, Rejected
 from ecgfm.formats.lead_names import lead_of_code
+from ecgfm.formats.raw_files import rejected
 
 NAME = "SCP-ECG"
 
@@ -93,7 +94,7 @@ def read(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
         sections = _sections(path.read_bytes())
         return _record(sections, record_id)
     except OSError as error:
-        raise Rejected("unreadable_signal", f"{path.name}: {error.strerror}") from error
+        raise rejected(error, "unreadable_signal", path.name) from error
     except struct.error as error:
         raise Rejected("unreadable_header", f"SCP-ECG: a section ends before its content: {error}") from error
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgfm.ecg import INVALID, LEADS, MAX_SAMPLES, Digital, EcgRecord, FileFacts, Rejected
-from ecgfm.formats.raw_files import beside
+from ecgfm.formats.raw_files import beside, check_drive, rejected
 from ecgfm.formats.wfdb_header import Header, is_header, read_header
 
 NAME = "WFDB"
@@ -73,6 +73,7 @@ def read_wfdb(raw_dir: Path, header_path: str, record_id: str) -> EcgRecord:
     Raises:
         Rejected: `missing_header`, `unreadable_header`, `missing_signal`, `truncated`, `too_large`, `unknown_units`
             or `unreadable_signal`.
+        InputError: the drive fails (raw_files.py).
     """
     header = read_header(raw_dir, header_path)
     if header.n_signals == 0:
@@ -185,9 +186,8 @@ def _open(
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe by that name must not hold us up
     except FileNotFoundError as error:
         raise Rejected("missing_signal", f"{name}: no such file") from error
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise Rejected("unreadable_signal", f"{name}: {why}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name no file can have
+        raise rejected(error, "unreadable_signal", name) from error
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
@@ -213,13 +213,26 @@ def _open(
         if not read:
             return expected, None
         count = expected * len(members)
-        content = os.pread(handle, -(-count * size // samples), first.byte_offset)
+        content = _read(handle, -(-count * size // samples), first.byte_offset, name)
     except OSError as error:
-        raise Rejected("unreadable_signal", f"{name}: {error.strerror}") from error
+        raise rejected(error, "unreadable_signal", name) from error
     finally:
         os.close(handle)
     digital = np.frombuffer(content, "<i2", count) if storage == "16" else unpack_212(content, count)
     return expected, digital.reshape(expected, len(members))
+
+
+def _read(handle: int, n_bytes: int, offset: int, name: str) -> bytes:
+    """So many bytes of a file that was as long a moment ago.
+
+    Raises:
+        Rejected: `truncated`, it is being written to.
+        OSError: it cannot be read.
+    """
+    content = os.pread(handle, n_bytes, offset)
+    if len(content) < n_bytes:
+        raise Rejected("truncated", f"{name}: expected {n_bytes:,} bytes, found {len(content):,}")
+    return content
 
 
 def unpack_212(content: bytes, count: int) -> np.ndarray:
@@ -261,6 +274,7 @@ def _decode_with_wfdb(path: Path, record_id: str) -> EcgRecord:
         record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False)
         signals: list[np.ndarray] = record.e_p_signal
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RuntimeError, MemoryError) as error:
+        check_drive(error, str(path))
         message = f"{type(error).__name__}: {error}".replace(f"{path.parent}{os.sep}", "")  # the same everywhere
         raise Rejected("unreadable_signal", f"{path.name}: {message}") from error
     kept, units_per_mv, leads = _voltages(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ecgfm.ecg import Rejected
-from ecgfm.formats.raw_files import inside
+from ecgfm.formats.raw_files import inside, rejected
 
 DEFAULT_SAMPLING_RATE_HZ = 250.0
 DEFAULT_ADC_GAIN = 200.0
@@ -152,6 +152,7 @@ def read_header(raw_dir: Path, header_path: str) -> Header:
 
     Raises:
         Rejected: `missing_header` or `unreadable_header`.
+        InputError: the drive fails (raw_files.py).
     """
     path = inside(raw_dir, header_path)
     try:
@@ -159,8 +160,7 @@ def read_header(raw_dir: Path, header_path: str) -> Header:
     except FileNotFoundError as error:
         raise Rejected("missing_header", f"{header_path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a name no file can have
-        why = error.strerror if isinstance(error, OSError) else error
-        raise Rejected("unreadable_header", f"{header_path}: {why}") from error
+        raise rejected(error, "unreadable_header", header_path) from error
     if len(content) > _MAX_HEADER_BYTES:
         raise Rejected("unreadable_header", f"{header_path}: expected a header, found over {_MAX_HEADER_BYTES:,} bytes")
     return parse_header(decode(content))

@@ -23,6 +23,7 @@ import numpy as np
 
 from ecgfm.ecg import INVALID, MAX_SAMPLES, Digital, EcgRecord, InputError, Rejected
 from ecgfm.formats.lead_names import lead_of_label
+from ecgfm.formats.raw_files import rejected
 
 MAX_BYTES = 8 * 2**20
 """Of a file. A resting ECG of 10 s takes 0.05 to 0.5 MB as XML; 13 minutes of GE MUSE at 500 Hz fit."""
@@ -330,7 +331,7 @@ def _content(path: Path) -> bytes:
             raise Rejected("too_large", f"{path.name}: expected at most {MAX_BYTES} bytes, found {status.st_size}")
         return path.read_bytes()
     except OSError as error:
-        raise Rejected("unreadable_header", f"{path.name}: {error.strerror}") from error
+        raise rejected(error, "unreadable_header", path.name) from error
 
 
 def _local(name: str) -> str:

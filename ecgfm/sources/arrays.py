@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ecgfm.ecg import MAX_SAMPLES, Rejected
+from ecgfm.formats.raw_files import check_drive, rejected
 
 _MAX_RECORDS = 5_000_000  # of one file
 _MAX_ID_BYTES = 1000
@@ -88,6 +89,7 @@ class ArrayFile:
         try:
             return [str(value) for value in (stored.asstr() if text else stored)[:].tolist()]
         except (OSError, TypeError, ValueError) as error:
+            check_drive(error, self.path)
             raise Rejected("unreadable_signal", f"{self._name}: {dataset}: {error}") from error
 
     def _text(self, dataset: str, count: int) -> list[str]:
@@ -132,6 +134,7 @@ class ArrayFile:
         try:
             return np.asarray(array[(*[slice(None)] * axis, row)])
         except (OSError, ValueError, RuntimeError) as error:
+            check_drive(error, self.path)
             raise Rejected("unreadable_signal", f"{self._name}: recording {row}: {error}") from error
 
     def close(self) -> None:
@@ -162,6 +165,7 @@ class ArrayFile:
             if place.external or place.is_virtual:
                 raise Rejected("unreadable_signal", f"{self._name}: {name}: its content lies in other files")
         except (OSError, KeyError, ValueError, RuntimeError) as error:
+            check_drive(error, self.path)
             raise Rejected("unreadable_signal", f"{self._name}: {name}: {error}") from error
         return place
 
@@ -194,6 +198,7 @@ def open_array(path: str) -> ArrayFile:
             return ArrayFile(path, np.load(path, mmap_mode="r", allow_pickle=False))
         return ArrayFile(path, h5py.File(path, "r", locking=False))  # archives lie on disks that cannot lock
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, TokenError) as error:
+        check_drive(error, path)
         why = str(error).replace(path, name).splitlines()[0]
         raise Rejected("unreadable_signal", f"{name}: expected a NumPy array or HDF5: {why}") from error
 
@@ -210,7 +215,7 @@ def kept_open(path: str) -> ArrayFile:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise Rejected("missing_signal", f"{os.path.basename(path)}: {error.strerror}") from error
+        raise rejected(error, "missing_signal", os.path.basename(path)) from error
     key = (os.getpid(), path, status.st_size, status.st_mtime_ns)
     if key not in _kept:
         for (process, *_), file in _kept.items():

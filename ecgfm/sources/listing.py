@@ -16,7 +16,7 @@ import polars as pl
 
 from ecgfm.ecg import InputError, Rejected
 from ecgfm.formats import wfdb_header
-from ecgfm.formats.raw_files import inside
+from ecgfm.formats.raw_files import check_drive, inside
 
 LISTING = pl.Schema(
     {
@@ -144,11 +144,15 @@ def header_text(raw_dir: Path, path: str) -> str:
     """The text of a WFDB header below the raw folder; empty where it cannot be read, which reading the record says.
 
     path: as found by walking, so that no folder in it is a link
+
+    Raises:
+        InputError: the drive fails (raw_files.py).
     """
     whole = f"{raw_dir}/{path}"
     try:
         return wfdb_header.decode(wfdb_header.header_bytes(inside(raw_dir, path) if os.path.islink(whole) else whole))
-    except (OSError, ValueError, Rejected):
+    except (OSError, ValueError, Rejected) as error:
+        check_drive(error, whole)
         return ""
 
 
