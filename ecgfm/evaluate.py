@@ -18,9 +18,9 @@ from ecgfm import checkpoints
 from ecgfm.config import EvaluateConfig, ModelConfig
 from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.data import Shards, in_order, load, pick_device, standardise
-from ecgfm.drawing import LONG_SECONDS, drawn_seconds
+from ecgfm.drawing import LONG_SECONDS, draw_panels, drawn_seconds
 from ecgfm.ecg import InputError
-from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, SplitCounts, Training, render
+from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, SplitCounts, Training, curve_panels, render
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare, operating_point
 from ecgfm.model import Classifier, Encoder
@@ -146,6 +146,8 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     _write_metrics(report, probes, out / "metrics.json")
     (out / "report.html").write_text(render(report), encoding="utf-8")
     (out / "summary.md").write_text(summary(report), encoding="utf-8")
+    if panels := curve_panels(report, roc=True):
+        (out / "roc.svg").write_text(draw_panels(panels, panel_inches=(2.5, 2.5)), encoding="utf-8")
     shards.close()
     return {
         "labels": len(space.labels),

@@ -314,7 +314,8 @@ def _findings(report: Report) -> list[dict[str, Any]]:
     return rows
 
 
-def _curves(report: Report, roc: bool) -> Markup:
+def curve_panels(report: Report, roc: bool) -> list[Panel]:
+    """A panel for each finding that could be scored: its ROC curve, else its precision-recall curve."""
     panels = []
     for k, scores in enumerate(report.scores["finetuned"].labels):
         if scores.auroc is None:
@@ -330,6 +331,11 @@ def _curves(report: Report, roc: bool) -> Markup:
         title = f"{_shortened(scores.label)}\n{_count(scores.positives)} of {_count(scores.n)}"
         level = None if roc else scores.positives / scores.n
         panels.append(Panel(title, *axes, series, unit_square=True, diagonal=roc, level=level))
+    return panels
+
+
+def _curves(report: Report, roc: bool) -> Markup:
+    panels = curve_panels(report, roc)
     if not panels:
         return Markup("<p>No finding could be scored.</p>")
     return _svg(

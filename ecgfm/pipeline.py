@@ -146,9 +146,14 @@ class Walker:
         """Work out why each request is to be made, and log it, of slices together."""
         whys = {request.name: self.selection.why(self.store, request) for request in requests}
         self.reasons.update((name, why) for name, why in whys.items() if why)
-        for why, count in Counter(why for why in whys.values() if why).items():
-            some = [name for name, one in whys.items() if one == why]
-            what = some[0] if count == 1 else f"{count} of {len(requests)}, {some[0]} and so on"
+        missing = {name: why for name, why in whys.items() if why}
+        if requests[0].stage is not PREPARE:
+            for name, why in missing.items():
+                logger.info("%s: to make: %s", name, why)
+            return
+        for why, count in Counter(missing.values()).items():
+            first = next(name for name, one in missing.items() if one == why)
+            what = first if count == 1 else f"{count} of {len(requests)} slices ({first}, ...)"
             logger.info("%s: to make: %s", what, why)
 
 

@@ -1,4 +1,4 @@
-"""What the Prefect UI shows of a stage: why it ran, its counts as a table, its summary, its pictures, its progress."""
+"""What the Prefect UI shows of a stage: a page with why it ran, its summary, pictures and counts; its progress."""
 
 from __future__ import annotations
 
@@ -13,14 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from ecgfm.pipeline import summary, total_counts
 from ecgfm.stages import Output
@@ -28,40 +21,38 @@ from ecgfm.stages import Output
 logger = logging.getLogger("ecgfm.artifacts")  # below the library's logger, whose lines are in the run's log
 
 UPDATE_S = 10.0  # how often progress is sent
+MOST_REASONS = 20
 
 
-def publish_output(pipeline: str, name: str, output: Output, why: str | None, reports: str | None) -> None:
-    """What one stage made or found: its counts, its own summary, its pictures.
+def publish(
+    pipeline: str, name: str, outputs: Sequence[Output], whys: Sequence[str | None], reports: str | None = None
+) -> None:
+    """One page of what became of a stage, or of all slices of a source: why, summary, pictures, counts, where it lies.
 
-    why: it was made; None where it was there. reports: where reports are served, for a link
+    whys: why each output was made; None where it was there. reports: where reports are served, for a link
     """
-    publish_counts(pipeline, name, [output], [why])
-    if "summary.md" in output.files:
-        text = (output.directory / "summary.md").read_text(encoding="utf-8")
-        create_markdown_artifact(text, artifact_key(f"{pipeline} {name} summary"), f"{pipeline}: {name}")
-    for picture, svg in _pictures(output).items():
-        address = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-        create_image_artifact(address, artifact_key(f"{pipeline} {name} {picture}"), f"{pipeline}: {picture}")
-    if "report.html" in output.files and reports:
-        link = f"{reports}/stages/{output.directory.parent.name}/{output.directory.name}/report.html"
-        create_link_artifact(link, "The report", artifact_key(f"{pipeline} report"), f"{pipeline}: the report")
-
-
-def publish_counts(pipeline: str, name: str, outputs: Sequence[Output], whys: Sequence[str | None]) -> None:
-    """A table of counts, of slices summed; its description says why they were made.
-
-    whys: of each output; None where it was there
-    """
-    table = [{"what": what, "count": count} for what, count in total_counts(outputs).items()]
+    said = summary(outputs).partition(": ")[0]
+    lines = [f"**{said[0].upper()}{said[1:]}**"]
     reasons = Counter(why for why in whys if why)
-    because = "; ".join(why if len(outputs) == 1 else f"{count}: {why}" for why, count in reasons.most_common())
-    there = f"unchanged since {max(output.made_at for output in outputs)}"
-    made = summary(outputs).partition(": ")[0]
-    create_table_artifact(
-        table,
-        artifact_key(f"{pipeline} {name}"),
-        f"{pipeline}: {name}: {made}, {f'because: {because}' if because else there}",
-    )
+    if len(outputs) == 1:
+        lines[0] += f", because: {whys[0]}." if whys[0] else f", unchanged since {outputs[0].made_at}."
+    else:
+        lines += [f"- {count} of {len(outputs)}, because: {why}" for why, count in reasons.most_common(MOST_REASONS)]
+    title = f"{pipeline}: {name}: {said}" + (f"; {'; '.join(list(reasons)[:3])}" if reasons else "")
+    output = outputs[0]
+    if len(outputs) == 1 and "report.html" in output.files and reports:
+        place = f"stages/{output.directory.parent.name}/{output.directory.name}"
+        lines += ["", f"[Open the report]({reports}/{place}/report.html)"]
+    if len(outputs) == 1 and "summary.md" in output.files:
+        lines += ["", (output.directory / "summary.md").read_text(encoding="utf-8")]
+    if len(outputs) == 1:
+        for picture, svg in _pictures(output).items():
+            data = base64.b64encode(svg.encode()).decode()
+            lines += ["", f"![{picture}](data:image/svg+xml;base64,{data})"]
+    lines += ["", "| what | count |", "|---|---:|"]
+    lines += [f"| {what} | {count:,} |" for what, count in total_counts(outputs).items()]
+    lines += ["", f"`{output.directory if len(outputs) == 1 else output.directory.parent}`"]
+    create_markdown_artifact("\n".join(lines), artifact_key(f"{pipeline} {name}"), title)
 
 
 class Progress:

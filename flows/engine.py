@@ -28,7 +28,7 @@ from ecgfm.config import Pipeline
 from ecgfm.pipeline import PREPARE, Selection, make_all
 from ecgfm.stages import Output, Request, StageFailed, Store
 from flows import server
-from flows.artifacts import Progress, publish_counts, publish_output
+from flows.artifacts import Progress, publish
 
 logger = logging.getLogger("ecgfm.engine")  # below the library's logger, whose lines are in the run's log
 
@@ -43,6 +43,7 @@ class Work:
     name: the pipeline's; artifacts of different pipelines have different keys
     makers: origin ("splits", "prepare ptb_xl records500/00000") -> what Prefect knows its maker by, for the edges of
         the run graph: the state of a task, the result of a subflow
+    after: identity of a maker -> those of all makers before it
     reasons: the walker's: name of a request -> why it is to be made; the others are there
     """
 
@@ -52,6 +53,7 @@ class Work:
     selection: Selection
     reasons: Mapping[str, str] = field(default_factory=dict)
     makers: dict[str, Any] = field(default_factory=dict)
+    after: dict[int, set[int]] = field(default_factory=dict)
 
     def run_task(self, name: str, requests: Sequence[Request]) -> list[Output]:
         """Make one stage, or a batch of slices, as one task."""
@@ -66,7 +68,8 @@ class Work:
             with self._gpu(requests[0]):
                 outputs = make_all(self.pipeline, self.store, selection, requests, name, progress.show)
             if requests[0].stage is not PREPARE:  # slices are summed up by source
-                publish_output(self.name, name, outputs[0], self.reasons.get(requests[0].name), self._reports())
+                reports = server.reports_address(self.store.data_dir)
+                publish(self.name, name, outputs, [self.reasons.get(requests[0].name)], reports)
             if all(output.cached for output in outputs):
                 return Completed(name="Cached", data=outputs)  # a state that a task returns is the task's state
             return outputs
@@ -82,38 +85,52 @@ class Work:
             retry_condition_fn=_crashed,
         )(make)
         state: State[list[Output]] = named(return_state=True, wait_for=self.upstream(requests))
-        self.makers.update((request.name, state) for request in requests)
+        self.add_maker(requests, state)
         return state.result()
 
     def publish_source(self, group: str, requests: Sequence[Request], outputs: Sequence[Output]) -> None:
-        """An artifact of what became of a source's slices, all together."""
-        publish_counts(self.name, group, outputs, [self.reasons.get(request.name) for request in requests])
+        """A page of what became of a source's slices, all together."""
+        publish(self.name, group, outputs, [self.reasons.get(request.name) for request in requests])
 
     def upstream(self, requests: Sequence[Request]) -> list[Any]:
-        """The makers of what the requests read, each once."""
-        origins = {one.origin for request in requests for _, one in request.each_input()}
-        makers = [maker for origin, maker in self.makers.items() if origin in origins]
-        return list({id(maker): maker for maker in makers}.values())
+        """The makers that the run graph draws edges from: of what the requests read, but for those that another of
+        them came after. All edges would be a tangle: evaluation reads something of nearly every stage."""
+        read = self._read(requests)
+        earlier = set().union(*(self.after[one] for one in read))
+        return [maker for one, maker in read.items() if one not in earlier]
 
-    def _reports(self) -> str | None:
-        return server.reports_address(self.store.data_dir)
+    def add_maker(self, requests: Sequence[Request], maker: Any) -> None:
+        """Remember what Prefect knows the maker of these requests by."""
+        read = self._read(requests)
+        self.after[id(maker)] = set(read).union(*(self.after[one] for one in read))
+        self.makers.update((request.name, maker) for request in requests)
+
+    def _read(self, requests: Sequence[Request]) -> dict[int, Any]:
+        """The makers of what the requests read, each once, by its identity."""
+        origins = {one.origin for request in requests for _, one in request.each_input()}
+        return {id(maker): maker for origin, maker in self.makers.items() if origin in origins}
 
     @contextmanager
     def _gpu(self, request: Request) -> Iterator[None]:
         """A slot of the concurrency limit for GPUs, where the request trains on one."""
         deployment = self.pipeline.deployment
         device = getattr(request.config, "device", "cpu")
-        wanted = deployment.gpu == "always" or (deployment.gpu == "auto" and device != "cpu" and bool(_gpus()))
+        wanted = deployment.gpu == "always" or (deployment.gpu == "auto" and device != "cpu" and count_gpus() > 0)
         if not (request.stage.own_process and wanted) or request.name not in self.reasons or server.is_temporary():
             yield
             return
-        ensure_limit(deployment.gpu_limit, max(1, len(_gpus())))
+        ensure_limit(deployment.gpu_limit, max(1, count_gpus()))
         logger.info("%s: waits for a slot of the concurrency limit %s", request.name, deployment.gpu_limit)
         # a server that is away for a while must not end a training: its lease goes on when it is back
         with concurrency(
             deployment.gpu_limit, lease_duration=LEASE_S, strict=True, raise_on_lease_renewal_failure=False
         ):
             yield
+
+
+def count_gpus() -> int:
+    """How many GPUs this machine has, without asking torch, whose import takes seconds."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def ensure_limit(name: str, slots: int) -> None:
@@ -130,11 +147,6 @@ def send_what_waits() -> None:
     """Wait until the server has all logs and states: Prefect sends them in the background, as late as at exit."""
     APILogWorker.drain_all(timeout=SEND_PATIENCE_S)
     EventsWorker.drain_all(timeout=SEND_PATIENCE_S)
-
-
-def _gpus() -> list[Path]:
-    """The GPUs of this machine, without asking torch, whose import takes seconds."""
-    return sorted(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _crashed(task: Any, run: Any, state: State[Any]) -> bool:

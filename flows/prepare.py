@@ -58,7 +58,7 @@ def prepare_source(work: Work, group: str, requests: Sequence[Request]) -> list[
         records = sum(request.size for request in requests)
         upstream = work.upstream(requests)
         outputs: list[Output] = prepare(source, len(requests), records, wait_for=upstream)  # type: ignore[call-overload]
-    work.makers.update((request.name, outputs) for request in requests)
+    work.add_maker(requests, outputs)
     return outputs
 
 
