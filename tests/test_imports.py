@@ -64,6 +64,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the DAG
     "pipeline": {*WORDS, "stages", "fingerprints", "own_process", "processes", "prepare"},
     "runs": {*WORDS, "files", "stages", "pipeline"},
+    "housekeeping": {"files", "pipeline", "runs", "stages"},
+    "lineage": {*WORDS, "files", "fingerprints", "pipeline"},
     "bench_prepare": {*RECORDS, "files", "pipeline", "prepare", "processes", "stages", "synthesize", "synthetic_ecg"},
     "bench_tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
     # ---- torch begins here
