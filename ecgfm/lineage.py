@@ -89,14 +89,14 @@ class Lineage:
     made: Mapping[str, Made]
 
     @cached_property
-    def code_changed(self) -> frozenset[str]:
-        """Modules that are not any more what they were when one of the outputs was made."""
-        then = {(module, digest) for made in self.made.values() for module, digest in made.code.items()}
-        if not then:
-            return frozenset()
-        first, *others = sorted({module for module, _ in then})
-        now = code_digests(first, others, SOURCE_TABLE)
-        return frozenset(module for module, digest in then if now.get(module) != digest)
+    def _code_now(self) -> dict[str, str]:
+        modules = sorted({module for made in self.made.values() for module in made.code})
+        return code_digests(modules[0], modules[1:], SOURCE_TABLE) if modules else {}
+
+    def code_changed(self, *some: Made) -> list[str]:
+        """Modules that are not any more what they were when some of the outputs were made."""
+        then = {pair for made in some for pair in made.code.items()}
+        return sorted({module for module, digest in then if self._code_now.get(module) != digest})
 
     def branch(self, depth: int | None = None) -> Branch:
         """The tree, from the output to the raw folders, or `depth` stages up."""
@@ -207,8 +207,8 @@ class _Reader:
         facts, directory = self.facts(place), self.stages / place
         if "made_from" not in facts:
             raise InputError(
-                f"{directory} does not say what it was made from: an earlier version of ecgfm made it; make it anew with "
-                f"--force {directory.parent.name}"
+                f"{directory} does not say what it was made from: an earlier version of ecgfm made it; make it anew "
+                f"with --force {directory.parent.name}"
             )
         ingredients = facts["ingredients"]
         reads = [

@@ -377,11 +377,10 @@ def _show_lineage(found: Lineage, depth: int | None) -> None:
     for line in _branch_lines(found, found.branch(depth), _versions(root)):
         typer.echo(line.rstrip())
     typer.echo("\nversions: " + ", ".join(f"{name} {version}" for name, version in _versions(root).items()))
-    if not found.code_changed:
-        typer.echo("code: as it is now")
+    if changed := found.code_changed(*found.made.values()):
+        typer.secho("\n".join(_wrapped(f"code: changed since then: {', '.join(changed)}", 0)), fg="yellow")
     else:
-        text = f"code: changed since then: {', '.join(sorted(found.code_changed))}"
-        typer.secho("\n".join(_wrapped(text, 0)), fg="yellow")
+        typer.echo("code: as it is now")
 
 
 def _branch_lines(found: Lineage, branch: Branch, versions: Mapping[str, str], indent: int = 0) -> Iterator[str]:
@@ -427,8 +426,7 @@ def _about(found: Lineage, members: Sequence[Made], versions: Mapping[str, str])
         items[0] = items[0].replace("(", "(default ", 1)
         varies = "" if all(config == configs[0] for config in configs) else "; not the same for all"
         yield "config", ", ".join(item.replace(" ", _TIED) for item in items) + varies
-    changed = sorted({module for one in members for module in one.code} & found.code_changed)
-    if changed:
+    if changed := found.code_changed(*members):
         yield "code", f"changed since: {', '.join(changed)}"
     differing = {pair for one in members for pair in _versions(one).items() if versions.get(pair[0]) != pair[1]}
     if differing:
@@ -464,7 +462,7 @@ def _lineage_facts(found: Lineage) -> dict[str, Any]:
         "output": found.output,
         "data_dir": str(found.data_dir),
         "changed": list(found.changed),
-        "code_changed": sorted(found.code_changed),
+        "code_changed": found.code_changed(*found.made.values()),
         "stages": stages,
     }
 
