@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from multiprocessing.connection import wait
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
 
 from ecgfm.config import PROGRESS_BAR
 
@@ -27,6 +27,9 @@ Result = TypeVar("Result")
 _KEPT_BYTES, _LARGE_BYTES = 1 << 26, 1 << 25  # kept at most; larger ones are given back still
 
 RECORDS_PER_PROCESS = 2000  # a process takes about as long to start as to prepare so many
+
+
+PATIENCE_S, LOOK_S = 10.0, 0.05  # until a worker that was told to end is killed; how often it is told
 
 
 class WorkerDied(RuntimeError):
@@ -42,7 +45,8 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     """`map(function, items)` by `workers` processes; with one, in this process.
 
     Results come in the order of the items. Items are taken as room is made, so that of an endless iterable only a few
-    are in memory.
+    are in memory. After an error the items that are being worked on are finished; when this process is stopped, or
+    nobody wants the rest, they are given up at once.
 
     Raises:
         WorkerDied: a process was killed.
@@ -51,18 +55,23 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_be_one_of_several) as pool:
+    context = multiprocessing.get_context("spawn")
+    told, tell = context.Pipe(duplex=False)  # that it closes tells the workers to end
+    with told, tell, ProcessPoolExecutor(workers, context, _be_one_of_several, (told,)) as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
+                with _interrupts_left_to_this_process():  # a worker is started when there is work for it
+                    waiting.append(pool.submit(_work, function, item))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, _Ended) as error:
             raise WorkerDied("a worker process was killed; was there enough memory?") from error
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):
+                tell.close()
             raise
 
 
@@ -82,9 +91,45 @@ def settle_memory() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def _be_one_of_several() -> None:
+@contextmanager
+def _interrupts_left_to_this_process() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal: one that is started here never sees it, and ends when it is told."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Ended(BaseException):
+    """This worker is to end: what it was doing cleans up behind itself."""
+
+
+_at_work, _ending = threading.Event(), threading.Event()  # of a worker
+
+
+def _work(function: Callable[[Item], Result], item: Item) -> Result:
+    _at_work.set()
+    try:
+        if _ending.is_set():  # the next item was there already
+            raise _Ended
+        return function(item)
+    finally:
+        _at_work.clear()
+
+
+def _end(*_: Any) -> None:
+    """On SIGTERM: out of what this worker is doing, and from then on out of the process."""
+    if not _at_work.is_set():
+        os._exit(1)
+    if not _ending.is_set():
+        _ending.set()
+        raise _Ended
+
+
+def _be_one_of_several(told: Connection) -> None:
     """In a worker: numerical libraries take one core, the parent shows one progress bar for all, and this process
-    ends when that one does, however it ends."""
+    ends when that one does, however it ends, or closes the other end of `told`."""
     from threadpoolctl import threadpool_limits
 
     settle_memory()
@@ -97,7 +142,12 @@ def _be_one_of_several() -> None:
     sentinel = parent.sentinel
 
     def watch() -> None:
-        wait([sentinel])
+        if sentinel not in wait([sentinel, told]):
+            for _ in range(int(PATIENCE_S / LOOK_S)):
+                os.kill(os.getpid(), signal.SIGTERM)
+                if wait([sentinel], LOOK_S):
+                    break
         os.kill(os.getpid(), signal.SIGKILL)
 
+    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=watch, daemon=True).start()

@@ -28,6 +28,11 @@ def die(number: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end_myself(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+
+
 def fail(number: int) -> None:
     raise ValueError(f"item {number}")
 
@@ -110,3 +115,58 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
+
+
+STOPPED = """
+import os, sys, threading, time
+from pathlib import Path
+from ecgfm.processes import ordered_map
+def work(number):
+    scratch = Path(f"scratch-{os.getpid()}")
+    scratch.touch()
+    try:
+        time.sleep(60)
+    finally:
+        scratch.unlink()
+if __name__ == "__main__":
+    try:
+        list(ordered_map(work, range(6), 2))
+    except KeyboardInterrupt:
+        print("stopped")
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_ctrl_c_ends_the_workers_at_once_and_they_say_nothing(tmp_path: Path, at_work: bool) -> None:
+    """Sent to every process of the terminal, as a terminal does: while the workers work, and while they start."""
+    (tmp_path / "parent.py").write_text(STOPPED)
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(children := list_children(parent.pid)) < 2 or (at_work and len(list(tmp_path.glob("scratch-*"))) < 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(parent.pid, signal.SIGINT)
+    stdout, stderr = parent.communicate(timeout=30)
+    assert (parent.returncode, stdout, stderr) == (130, "stopped\n", "")
+    assert not list(tmp_path.glob("scratch-*")), "they clean up behind themselves"
+    assert children
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def list_children(pid: int) -> list[int]:
+    """The workers of a process; not the one that keeps track of its semaphores."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_a_worker_that_is_ended_by_somebody_is_told() -> None:
+    with pytest.raises(WorkerDied, match="killed"):
+        list(ordered_map(end_myself, range(3), 2))
