@@ -15,7 +15,7 @@ import typer
 from ecgfm.config import load_pipeline, read_pipelines
 from ecgfm.pipeline import PREPARE, SPLITS, STAGE_NAMES, PlannedStage, Selection, plan
 from ecgfm.runs import report_of, run_locally
-from ecgfm.stages import Store
+from ecgfm.stages import StageFailed, Store
 from flows import server
 from flows.commands.options import (
     DataDir,
@@ -79,25 +79,45 @@ def run(
                 if planned[-1].directory:
                     typer.echo(f"report: {report_of(store.data_dir, pipeline, planned[-1].directory)}")
                 return
-        with log_to_terminal(), ExitStack() as serving:
+        with log_to_terminal():
             if no_prefect:
                 recorded = run_locally(pipeline, config, folders, store, selection, hash_raw)
             else:
-                used = api or serving.enter_context(server.temporary_server(store.data_dir))
-                server.use(used, store.data_dir, debug, temporary=not api)
-                from flows.engine import send_what_waits
-                from flows.pipeline import run_pipeline, run_stage
-
-                serving.callback(send_what_waits)
                 places = {source: str(folder) for source, folder in folders.items()}
                 common = (pipeline, str(store.data_dir), str(file.absolute()), places, list(overrides or ()))
-                if len(selection.only) == 1 and not start:
-                    done = run_stage[selection.only[0]](*common, list(selection.force), verify, hash_raw)
-                else:
-                    done = run_pipeline(*common, list(selection.only), start, list(selection.force), verify, hash_raw)
-                recorded = Path(done)
+                recorded = _run_under_prefect(api, common, selection, store, hash_raw, debug)
         if (recorded / "report.html").exists():
             typer.echo(f"report: {recorded / 'report.html'}")
+
+
+def _run_under_prefect(
+    api: str | None,
+    common: tuple[str, str, str, dict[str, str], list[str]],
+    selection: Selection,
+    store: Store,
+    hash_raw: bool,
+    debug: bool,
+) -> Path:
+    """Run a pipeline as a flow, its only stage as that stage's flow; on a temporary server where there is no other.
+
+    common: pipeline, data directory, pipelines file, raw folders, overrides: as the flows take them
+    """
+    with ExitStack() as serving:
+        used = api or serving.enter_context(server.temporary_server(store.data_dir))
+        server.use(used, store.data_dir, debug, temporary=not api)
+        from prefect.exceptions import CancelledRun
+
+        from flows.engine import send_what_waits
+        from flows.pipeline import run_pipeline, run_stage
+
+        serving.callback(send_what_waits)
+        only, force = list(selection.only), list(selection.force)
+        try:
+            if len(only) == 1 and not selection.start:
+                return Path(run_stage[only[0]](*common, force, store.verify, hash_raw))
+            return Path(run_pipeline(*common, only, selection.start, force, store.verify, hash_raw))
+        except CancelledRun:
+            raise StageFailed(f"{common[0]}: cancelled in the UI") from None
 
 
 @app.command("plan")
