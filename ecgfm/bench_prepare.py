@@ -74,8 +74,8 @@ def main(records: int, raw: Path | None, folder: Path, workers: int, repeats: in
         return _measure(raw, scratch, workers or os.cpu_count() or 1, repeats)
 
 
-def write_records(raw_dir: Path, n_records: int) -> None:
-    """Synthetic records of 10 s at 500 Hz with 12 leads, 1,000 in a folder. A few ECGs under many names: making one
+def write_records(raw_dir: Path, n_records: int, per_folder: int = RECORDS_PER_FOLDER) -> None:
+    """Synthetic records of 10 s at 500 Hz with 12 leads, so many in a folder. A few ECGs under many names: making one
     takes 14 ms, and the bytes of each file are its own."""
     some: list[Recording] = []
     patient = 1
@@ -83,7 +83,7 @@ def write_records(raw_dir: Path, n_records: int) -> None:
         some += [one for one in recordings(0, patient) if one.digital.shape == (12, 5000) and one.leads == LEADS]
         patient += 1
     for number in range(n_records):
-        folder = raw_dir / "training" / "synthetic" / f"g{number // RECORDS_PER_FOLDER + 1}"
+        folder = raw_dir / "training" / "synthetic" / f"g{number // per_folder + 1}"
         recording = some[number % len(some)]
         write_challenge(folder, f"B{number:07d}", recording, recording.findings)
 

@@ -33,6 +33,20 @@ def bench_prepare(
         typer.echo(measure(records, raw, folder.absolute(), workers, repeats))
 
 
+@app.command("orchestration")
+def bench_orchestration(
+    slices: Annotated[int, typer.Option("--slices", min=1, help="How many folders of one record each.")] = 1000,
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write; nothing stays there.")] = Path("."),
+    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
+    debug: Debug = False,
+) -> None:
+    """What Prefect costs: start, seconds a stage and a slice, memory, beside the same work without it."""
+    with one_line_errors(debug):
+        from flows.bench_orchestration import main as measure
+
+        typer.echo(measure(slices, folder.absolute(), repeats))
+
+
 @app.command("tables")
 def bench_tables(
     records: Annotated[int, typer.Option("--records", min=5000, help="How many simulated records.")] = 1_000_000,
