@@ -143,10 +143,11 @@ def write(
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model_state.items()}
-    safetensors.torch.save_file(state, partial / MODEL)
+    (partial / MODEL).write_bytes(safetensors.torch.save(state))  # save_file has an error of its own for a full disk
     (partial / MODEL).chmod(partial.stat().st_mode & 0o666)  # it writes 0600: a team shares the data directory
     if optimizer_state is not None:
-        torch.save(dict(optimizer_state), partial / OPTIMIZER)
+        with open(partial / OPTIMIZER, "wb") as file:  # given a path, torch says "unexpected pos" for a full disk
+            torch.save(dict(optimizer_state), file)
     files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
     for name in files:
         sync(partial / name)

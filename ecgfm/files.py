@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import json
@@ -15,6 +16,14 @@ from pathlib import Path
 from ecgfm.ecg import InputError
 
 KEY_LENGTH = 32  # hex digits: 128 bits
+
+DISK_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+        *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV, errno.EREMOTEIO, errno.EHOSTDOWN),
+    }
+)
+"""What a person mends at a disk or a network drive, and not in the program."""
 
 
 def sync(path: Path) -> None:
@@ -73,6 +82,17 @@ def writing_data_dir() -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"the data directory cannot be written: {error}; choose another with --data-dir") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Around writing: an error of the disk says where, which the error of a write does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_ERRORS and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgfm.ecg import InputError
+from ecgfm.files import DISK_ERRORS
 
 CHILD = "import sys, pathlib, ecgfm.own_process as own; sys.exit(own.obey(pathlib.Path(sys.argv[1])))"
 PATIENCE_S = 30.0  # from SIGTERM to SIGKILL: a large checkpoint takes a while to be on the disk
@@ -47,7 +48,7 @@ def call(
     on_line: gets every line that it prints; on_facts: gets what it tells
 
     Raises:
-        InputError: as the function raised it.
+        InputError: as the function raised it; OSError: as well, one of `files.DISK_ERRORS`.
         ProcessFailed: the process crashed or was killed.
     """
     with tempfile.TemporaryDirectory(prefix="ecgfm-") as scratch:
@@ -75,9 +76,8 @@ def call(
         except BaseException:
             _end_group(child)
             raise
-        refusal = order.with_suffix(".error")
-        if refusal.exists():
-            raise InputError(refusal.read_text(encoding="utf-8"))
+        if _error_file(order).exists():
+            raise pickle.loads(_error_file(order).read_bytes())
     if code:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         raise ProcessFailed(f"its process {how}{f': {last}' if last else ''}")
@@ -103,10 +103,17 @@ def obey(order: Path) -> int:
     function, arguments = pickle.loads(order.read_bytes())
     try:
         function(*arguments)
-    except InputError as error:
-        order.with_suffix(".error").write_text(str(error), encoding="utf-8")
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+            raise
+        _error_file(order).write_bytes(pickle.dumps(error))
         return 2
     return 0
+
+
+def _error_file(order: Path) -> Path:
+    """Where an error lies that is the caller's to hear."""
+    return order.with_suffix(".error")
 
 
 def end_with_parent() -> None:

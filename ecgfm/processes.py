@@ -63,14 +63,14 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
                 with _interrupts_left_to_this_process():  # a worker is started when there is work for it
                     waiting.append(pool.submit(_work, function, item))
                 if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
+                    yield _first(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield _first(waiting)
         except (BrokenProcessPool, _Ended) as error:
             raise WorkerDied("a worker process was killed; was there enough memory?") from error
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(error, Exception):
+            if waiting and not isinstance(error, Exception):
                 tell.close()
             raise
 
@@ -89,6 +89,13 @@ def settle_memory() -> None:
         mallopt(-3, _LARGE_BYTES)
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def _first(waiting: deque[Future[Result]]) -> Result:
+    """The result that is due; until it is there it stays among those that are waited for."""
+    result = waiting[0].result()
+    waiting.popleft()
+    return result
 
 
 @contextmanager
@@ -121,7 +128,7 @@ def _work(function: Callable[[Item], Result], item: Item) -> Result:
 def _end(*_: Any) -> None:
     """On SIGTERM: out of what this worker is doing, and from then on out of the process."""
     if not _at_work.is_set():
-        os._exit(1)
+        raise SystemExit(1)
     if not _ending.is_set():
         _ending.set()
         raise _Ended
@@ -144,9 +151,9 @@ def _be_one_of_several(told: Connection) -> None:
     def watch() -> None:
         if sentinel not in wait([sentinel, told]):
             for _ in range(int(PATIENCE_S / LOOK_S)):
-                os.kill(os.getpid(), signal.SIGTERM)
                 if wait([sentinel], LOOK_S):
                     break
+                os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, _end)

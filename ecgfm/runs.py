@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ import yaml
 
 from ecgfm.config import Pipeline, to_dict
 from ecgfm.ecg import InputError
-from ecgfm.files import writing_data_dir
+from ecgfm.files import naming, writing_data_dir
 from ecgfm.pipeline import Selection, Walker, make_all, walk
 from ecgfm.stages import Output, Request, Store, is_held
 
@@ -66,7 +67,8 @@ def find_runs(data_dir: Path, pipeline: str | None = None) -> list[Run]:
         InputError: a run's facts cannot be read.
     """
     found = [run for folder in run_folders(data_dir, pipeline) if (run := _read(folder))]
-    return sorted(found, key=lambda run: (run.started_at, run.name), reverse=True)
+    # of one second: 2026-01-01T12-00-00Z, then .2 and so on
+    return sorted(found, key=lambda run: (run.started_at, len(run.directory.name), run.name), reverse=True)
 
 
 def find_run(data_dir: Path, name: str) -> Run:
@@ -160,7 +162,7 @@ def recorded_run(
         fcntl.flock(lock, fcntl.LOCK_EX)
         _write(run, facts)
     (run / "config.yaml").write_text(yaml.safe_dump({pipeline: to_dict(config)}, sort_keys=False), encoding="utf-8")
-    log = logging.FileHandler(run / "log.txt", encoding="utf-8")
+    log = _Log(run / "log.txt", encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ecgfm").addHandler(log)
 
@@ -169,14 +171,7 @@ def recorded_run(
             for request in requests:
                 _link(_link_of(run, request), walker.store.place(request))
 
-    walker.claim = claim
-    try:
-        yield run
-        facts["state"] = "completed"
-    except BaseException as error:
-        facts |= {"state": "failed", "error": " ".join(str(error).split()) or type(error).__name__}
-        raise
-    finally:
+    def end(state: str, **more: str) -> None:
         logging.getLogger("ecgfm").removeHandler(log)
         log.close()
         for request, output in walker.made:
@@ -186,8 +181,21 @@ def recorded_run(
                     _link(run / "report.html", output.directory / "report.html")
             else:  # not selected, and not there
                 _link_of(run, request).unlink(missing_ok=True)
-        _write(run, facts | {"ended_at": _now(), "seconds": round(time.monotonic() - started, 3)})
+        seconds = round(time.monotonic() - started, 3)
+        _write(run, facts | {"state": state, **more, "ended_at": _now(), "seconds": seconds})
         _point_latest_at(run)
+
+    walker.claim = claim
+    try:
+        yield run
+    except BaseException as error:
+        with suppress(OSError):  # what went wrong matters more than that it cannot be noted; unnoted it is `killed`
+            end("failed", error=" ".join(str(error).split()) or type(error).__name__)
+        raise
+    else:
+        with naming(run):
+            end("completed")
+    finally:
         lock.close()
 
 
@@ -207,6 +215,15 @@ def run_locally(
     with recorded_run(store.data_dir, name, pipeline, walker, raw) as directory:
         walk(pipeline, raw, walker, hash_raw)
     return directory
+
+
+class _Log(logging.FileHandler):
+    """The log of a run, which ends with the disk that it is on, and not in a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        assert error is not None
+        raise error
 
 
 def report_of(data_dir: Path, pipeline: str, evaluated: Path) -> Path:

@@ -33,7 +33,7 @@ from typing import Any
 from ecgfm import own_process
 from ecgfm.config import content_of
 from ecgfm.ecg import InputError
-from ecgfm.files import KEY_LENGTH, digest_of, sha256_of, sync, sync_and_hash, writing_data_dir
+from ecgfm.files import KEY_LENGTH, digest_of, naming, sha256_of, sync, sync_and_hash, writing_data_dir
 from ecgfm.fingerprints import Input, RawTree, code_digests, differences, looks_below
 from ecgfm.own_process import Facts, ProcessFailed
 from ecgfm.processes import WorkerDied, ordered_map
@@ -192,12 +192,14 @@ class Store:
                 function = _import(request.stage.function)
                 paths = {name: _paths(given) for name, given in request.inputs.items()}
                 try:
-                    counts = function(paths, request.config, partial)
+                    with naming(partial):
+                        counts = function(paths, request.config, partial)
                 except Exception:
                     request.check_raw()  # where the drive is gone, that is what went wrong
                     raise
                 request.check_raw()
-                self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
+                with naming(partial):
+                    self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
             except BaseException as error:
                 if not request.stage.resumable:
                     shutil.rmtree(partial, ignore_errors=True)  # gone already where the commit got as far as that

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"ecg"},
     "fingerprints": {*WORDS, "files"},
     "processes": {"config"},
-    "own_process": {"ecg"},
+    "own_process": {"ecg", "files"},
     "stages": {*WORDS, "files", "fingerprints", "own_process", "processes"},
     # published archives
     "archives": {"ecg"},

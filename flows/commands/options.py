@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import typer
 
 from ecgfm.config import Pipeline
 from ecgfm.ecg import InputError
+from ecgfm.files import DISK_ERRORS
 from ecgfm.stages import StageFailed
 
 _PACKAGED = Path(__file__).parents[1] / "pipelines.yaml"
@@ -61,10 +61,15 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         typer.secho(f"error: {error}; what is saved is kept: run the same command to go on", fg="red", err=True)
         raise typer.Exit(1) from None
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        if debug or error.errno not in DISK_ERRORS:
             raise
         typer.secho(f"error: {error}; nothing is lost: run the same command again when mended", fg="red", err=True)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        typer.secho("stopped; nothing is lost: run the same command to go on", fg="red", err=True)
+        raise typer.Exit(130) from None  # as a shell has it for a program that Ctrl-C ended
 
 
 def pipelines_file(given: Path | None) -> Path:
