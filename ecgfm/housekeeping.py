@@ -184,7 +184,7 @@ def _decide(store: Store, lying: Sequence[Lying], keep_runs: int, before: float)
             busy.append(thing)
         else:
             going.append(thing)
-    locks = [place for place in _locked(stages) if place not in staying]
+    locks = [place for place in _locked(stages) if place not in staying and not store.is_made_now(stages / place)]
     return Removable(runs, going, busy, locks, list(_leftovers(data_dir)), kept)
 
 

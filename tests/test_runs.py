@@ -104,6 +104,11 @@ def test_a_run_is_found_by_its_name_and_the_newest_by_latest(tmp_path: Path) -> 
     assert find_run(tmp_path, "p/latest/").name == f"p/{second.name}"
 
 
+def test_runs_of_one_second_are_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    begun = [run(tmp_path, "a") for _ in range(12)]
+    assert [found.directory for found in find_runs(tmp_path)] == begun[::-1]
+
+
 def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run p/latest in .*: there are none"):
         find_run(tmp_path, "p/latest")
@@ -139,15 +144,20 @@ def test_facts_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         find_runs(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everywhere")
-def test_links_that_cannot_be_read_are_an_error_and_not_taken_for_none(tmp_path: Path) -> None:
+def test_links_that_cannot_be_read_are_an_error_and_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = run(tmp_path, "a")
-    (directory / "toy").chmod(0)
-    try:
-        with pytest.raises(PermissionError):
-            links_below(directory)
-    finally:
-        (directory / "toy").chmod(0o700)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("/toy"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        links_below(directory)
 
 
 def test_a_moved_data_directory_has_the_same_runs_and_links(tmp_path: Path) -> None:
