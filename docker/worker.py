@@ -28,7 +28,7 @@ def main(command: Sequence[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    worker = os.posix_spawnp(command[0], command, os.environ, setsigdef=[signal.SIGTERM, signal.SIGINT])
+    worker = os.posix_spawnp(command[0], [*command], os.environ, setsigdef=[signal.SIGTERM, signal.SIGINT])
     codes: dict[int, int] = {}
     told: set[int] = set()
     while worker not in codes and not stop.wait(LOOK_S):
