@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,6 +68,7 @@ def run_pipeline(
         verify: Hash every output before it is used, not only its size.
         hash_raw: Know raw files by their content instead of size and modification time.
     """
+    logging.getLogger("ecgfm").setLevel(logging.INFO)  # a worker shows warnings; the run's log has it all
     config = load_pipeline(Path(pipelines_file), pipeline, overrides)
     if why := _why_skip(config.deployment):
         return cast("str", Completed(name=SKIPPED, message=why))  # a state that a flow returns is the run's own

@@ -24,6 +24,7 @@ from conftest import write_wfdb16
 from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
@@ -385,6 +386,10 @@ def test_a_worker_with_ecgfm_runs_what_is_deployed_to_its_pool(
     assert ended.name == "often"
     (record,) = (tmp_path / "data" / "runs" / "often").glob("[0-9]*")
     assert (record / FLOW_RUN_ID).read_text() == str(run.id)
+    question = LogFilter.model_validate({"flow_run_id": {"any_": [run.id]}})
+    said = [log.message for log in client.read_logs(question) if log.name == "ecgfm.pipeline"]
+    assert any(line.startswith("list physionet2021: made in") for line in said)  # what the library logs
+    assert "list physionet2021: made in" in (record / "log.txt").read_text()
 
 
 @contextmanager
