@@ -177,6 +177,7 @@ def convert(
     meta = dataclasses.replace(
         found.meta, labels=names, aggregation=chosen_aggregation, thresholds=chosen_thresholds, progress=progress
     )
+    target.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write(target, found.state, None, meta)
     return checkpoints.load(target)
 

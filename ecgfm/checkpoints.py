@@ -141,7 +141,7 @@ def write(
     partial = final.with_name(f".{final.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    partial.mkdir()  # not its parents: where a drive is gone, they would be made on another disk
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model_state.items()}
     (partial / MODEL).write_bytes(safetensors.torch.save(state))  # save_file has an error of its own for a full disk
     (partial / MODEL).chmod(partial.stat().st_mode & 0o666)  # it writes 0600: a team shares the data directory

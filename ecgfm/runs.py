@@ -174,6 +174,7 @@ def recorded_run(
     def end(state: str, **more: str) -> None:
         logging.getLogger("ecgfm").removeHandler(log)
         log.close()
+        walker.store.check()
         for request, output in walker.made:
             if isinstance(output, Output):
                 facts["stages"].append(_came_of(request, output, walker.reasons.get(request.name, "")))
@@ -189,7 +190,9 @@ def recorded_run(
     try:
         yield run
     except BaseException as error:
-        with suppress(OSError):  # what went wrong matters more than that it cannot be noted; unnoted it is `killed`
+        with suppress(
+            OSError, InputError
+        ):  # what went wrong matters more than that it cannot be noted; unnoted it is `killed`
             end("failed", error=" ".join(str(error).split()) or type(error).__name__)
         raise
     else:

@@ -158,6 +158,7 @@ class Store:
         self.verify = verify
         self._histories: dict[str, list[dict[str, Any]]] = {}
         self._hashed: dict[Path, bytes] = {}  # outputs whose files were hashed, and their stage.json at that time
+        self._begun = False  # this store has written to its data directory
 
     def place(self, request: Request) -> Path:
         """Where the output of a request lies, made or not."""
@@ -195,8 +196,10 @@ class Store:
                     with naming(partial):
                         counts = function(paths, request.config, partial)
                 except Exception:
-                    request.check_raw()  # where the drive is gone, that is what went wrong
+                    self.check()  # where a drive is gone, that is what went wrong
+                    request.check_raw()
                     raise
+                self.check()
                 request.check_raw()
                 with naming(partial):
                     self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
@@ -269,6 +272,20 @@ class Store:
         now, folders = request.ingredients, _folders(request)
         nearest: list[str] = min((differences(p["ingredients"], now, p["folders"], folders) for p in earlier), key=len)
         return "; ".join(nearest)
+
+    def check(self) -> None:
+        """The data directory that this store has begun to write to is still there.
+
+        Where a drive is not mounted, an empty folder on another disk has its name: a run would go on there.
+
+        Raises:
+            InputError: it is not.
+        """
+        if self._begun and not self._locks.is_dir():
+            raise InputError(
+                f"the data directory {self.data_dir} is not there any more; is its drive still mounted? When it is "
+                "back, run the same command again"
+            )
 
     def has_any(self, stage: Stage) -> bool:
         """Whether any output of a kind of stage is there."""
@@ -356,6 +373,10 @@ class Store:
             self._histories[stage] = sorted(facts, key=lambda past: past["made_at"], reverse=True)
         return self._histories[stage]
 
+    @property
+    def _locks(self) -> Path:
+        return self.data_dir / "stages" / ".locks"
+
     @contextmanager
     def claiming(self) -> Iterator[None]:
         """While a run notes what it is about to use: nothing that is there is removed (housekeeping.py)."""
@@ -370,7 +391,7 @@ class Store:
 
     def is_made_now(self, place: Path) -> bool:
         """Whether a process holds the right to make `place`. Looks only: it may change at once."""
-        return is_held(self.data_dir / "stages" / ".locks" / _lock_name(place))
+        return is_held(self._locks / _lock_name(place))
 
     @contextmanager
     def idle(self, place: Path) -> Iterator[bool]:
@@ -386,7 +407,7 @@ class Store:
     def drop_lock(self, place: Path) -> None:
         """Remove the lock file of a place that is gone, by whoever holds it (`idle`). Those who wait for it take
         another: two never make one key."""
-        (self.data_dir / "stages" / ".locks" / _lock_name(place)).unlink(missing_ok=True)
+        (self._locks / _lock_name(place)).unlink(missing_ok=True)
 
     @contextmanager
     def _lock(self, place: Path) -> Iterator[None]:
@@ -401,13 +422,14 @@ class Store:
         """Hold a lock of the data directory, which the kernel drops when this process dies.
 
         Raises:
-            InputError: the data directory cannot be written.
+            InputError: the data directory cannot be written, or is not there any more.
         """
-        locks = self.data_dir / "stages" / ".locks"
         while True:
+            self.check()
             with writing_data_dir():
-                locks.mkdir(parents=True, exist_ok=True)
-                handle = open(locks / name, "w")  # noqa: SIM115 - closed below
+                self._locks.mkdir(parents=True, exist_ok=True)
+                handle = open(self._locks / name, "w")  # noqa: SIM115 - closed below
+            self._begun = True
             with handle:
                 fcntl.flock(handle, kind)
                 if os.fstat(handle.fileno()).st_nlink:

@@ -205,6 +205,7 @@ def test_conversion_gives_equal_bytes(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_ours_is_copied_without_what_resuming_needs(tmp_path: Path) -> None:
     model = model_of(FINETUNED)
+    (tmp_path / "run").mkdir()
     checkpoints.save(tmp_path / "run", 7, model.state_dict(), training_state(model), FINETUNED)
     converted = convert(tmp_path / "run", tmp_path / "ours", thresholds=["AF=0.5"])
     assert not (tmp_path / "ours/optimizer.pt").exists()

@@ -146,6 +146,7 @@ def test_a_pretrained_encoder_starts_a_classifier(tmp_path: Path) -> None:
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     for place in ("here", "there"):
+        (tmp_path / place).mkdir()
         model = model_of(PRETRAINED)
         checkpoints.save(tmp_path / place, 200, model.state_dict(), training_state(model), PRETRAINED)
     assert content(tmp_path / "here") == content(tmp_path / "there")
