@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,7 @@ def fork(work: Callable[[], object]) -> int:
     """Do something in another process, which then ends; returns its id. Locks that this process holds, it holds too."""
     child = os.fork()
     if child == 0:
+        signal.alarm(int(2 * PATIENCE_S))  # none outlives a test that failed
         try:
             work()
             os._exit(0)

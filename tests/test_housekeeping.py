@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,12 +21,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stages_of_runs import ended, fork, request, run, unresolved, wait_for
+from typer.testing import CliRunner
 
 from ecgfm import housekeeping
-from ecgfm.housekeeping import find_removable, remove, stages_of, survey
+from ecgfm.housekeeping import Removable, find_removable, remove, stages_of, survey
 from ecgfm.pipeline import Walker
 from ecgfm.runs import find_runs, keep
 from ecgfm.stages import Store
+from flows.cli import app
 
 
 def outputs(data_dir: Path) -> set[str]:
@@ -370,6 +374,31 @@ def test_what_a_maker_that_is_no_recorded_run_is_at_stays(tmp_path: Path) -> Non
     assert store.find(slow)
 
 
+def test_what_somebody_begins_to_make_after_it_was_decided_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, decided, started, go = Store(tmp_path / "data"), *(tmp_path / name for name in ("decided", "started", "go"))
+    slow = request("slow", started=str(started), go=str(go))
+    leftover = store.place(slow).with_suffix(".partial")
+    leftover.mkdir(parents=True)
+    child = fork(lambda: (wait_for(decided), store.make(slow)))
+    take_out = housekeeping._take_out
+
+    def late(store: Store, found: Removable) -> Any:
+        assert [thing.path for thing in found.things] == [leftover]
+        decided.touch()
+        wait_for(started)
+        return take_out(store, found)
+
+    monkeypatch.setattr(housekeeping, "_take_out", late)
+    removed = remove(store)
+    go.touch()
+    assert ended(child) == 0
+    assert not removed.things
+    assert [thing.path for thing in removed.busy] == [leftover]
+    assert store.find(slow)
+
+
 def test_a_run_whose_process_was_killed_goes_on_with_its_half_after_gc(tmp_path: Path) -> None:
     data_dir, started, go = tmp_path / "data", tmp_path / "started", tmp_path / "go"
     child = fork(lambda: run(data_dir, "a", then=lambda w: w.one(request("s", started=str(started), go=str(go)))))
@@ -445,7 +474,7 @@ def test_two_at_once_remove_each_thing_once(tmp_path: Path) -> None:
 
 
 def test_two_never_make_one_key_though_its_lock_file_is_removed_again_and_again(tmp_path: Path) -> None:
-    store, go, counter = Store(tmp_path / "data"), tmp_path / "go", tmp_path / "counter"
+    store, go, stop, counter = Store(tmp_path / "data"), tmp_path / "go", tmp_path / "stop", tmp_path / "counter"
     place = store.place(request("a"))
     counter.write_text("0")
     turns, makers = 300, 3
@@ -459,7 +488,7 @@ def test_two_never_make_one_key_though_its_lock_file_is_removed_again_and_again(
 
     def drop() -> None:
         wait_for(go)
-        while int(counter.read_text() or 0) < turns * makers:
+        while not stop.exists():
             with store.idle(place) as free:
                 if free:
                     store.drop_lock(place)
@@ -467,9 +496,11 @@ def test_two_never_make_one_key_though_its_lock_file_is_removed_again_and_again(
     children = [fork(work) for _ in range(makers)]
     dropping = fork(drop)
     go.touch()
-    assert [ended(child) for child in children] == [0] * makers
-    assert counter.read_text() == str(turns * makers)
+    codes = [ended(child) for child in children]
+    stop.touch()
     assert ended(dropping) == 0
+    assert codes == [0] * makers
+    assert counter.read_text() == str(turns * makers)
 
 
 def test_runs_and_gc_for_a_while_beside_each_other_and_no_run_misses_anything(tmp_path: Path) -> None:
@@ -496,3 +527,146 @@ def test_runs_and_gc_for_a_while_beside_each_other_and_no_run_misses_anything(tm
     stop.touch()
     assert [ended(child) for child in children] == [0, 0]
     assert sum(counts) > 20  # there was something to remove, again and again
+
+
+# ---- the commands
+
+
+def ecgfm(*words: str | Path) -> tuple[int, str]:
+    """Exit code and all that was printed."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def said(*words: str | Path) -> str:
+    code, text = ecgfm(*words)
+    assert code == 0, text
+    return text
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """Three runs, the newest failed, and an output of no run."""
+    data_dir = tmp_path / "data"
+    run(data_dir, "a", "b")
+    run(data_dir, "b", "c", pipeline="q")
+    with pytest.raises(ValueError):
+        run(data_dir, "c", "bad", pipeline="q")
+    Store(data_dir).make(request("nobody"))
+    return data_dir
+
+
+def test_runs_are_listed_newest_first_with_what_was_new_or_wrong(used: Path) -> None:
+    text = said("runs", "--data-dir", used)
+    runs = find_runs(used)
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[1::2]] == [run.name for run in runs]
+    assert [line.split()[1] for line in lines[1::2]] == ["failed", "completed", "completed"]
+    assert lines[2].strip() == "not a good word"
+    assert lines[4].strip() == "toy of c/a b: new"
+    assert lines[5].split()[-2:] == ["3", "0"]  # made and cached
+    assert said("runs", "p", "--data-dir", used).count("\n") == 3
+    listed = json.loads(said("runs", "--json", "--data-dir", used))
+    assert [run["name"] for run in listed] == [run.name for run in runs]
+    assert listed[0]["error"] == "not a good word"
+
+
+def test_one_run_is_shown_stage_by_stage_with_the_reasons(used: Path) -> None:
+    text = said("runs", "q/latest", "--data-dir", used)
+    assert "q/" in text.splitlines()[0]
+    assert "failed" in text.splitlines()[0]
+    assert "not a good word" in text
+    assert "/raw" in text
+    text = said("runs", find_runs(used, "q")[1].name, "--data-dir", used)
+    rows = {" ".join(line.split()[:4]): line.split()[4:] for line in text.splitlines()}
+    assert "cached" in rows["toy of b/a b"]
+    assert rows["toy of c/a b"][1] == "made"
+    assert rows["toy of c/a b"][-1] == "new"
+
+
+def test_a_run_is_kept_and_released_by_name(used: Path) -> None:
+    name = find_runs(used)[-1].name
+    assert "kept" in said("runs", "--keep", name, "--data-dir", used)
+    assert "kept" in next(line for line in said("runs", "--data-dir", used).splitlines() if line.startswith(name))
+    said("runs", "--release", name, "--data-dir", used)
+    assert not find_runs(used)[-1].kept
+
+
+def test_stages_are_listed_with_their_size_and_how_many_runs_use_them(used: Path) -> None:
+    text = said("stages", "--data-dir", used)
+    of = {" ".join(line.split()[:4]): line.split()[4:] for line in text.splitlines()}
+    assert of["toy of b/a b"][-1] == "2"
+    assert of["toy of nobody/a b"][-1] == "0"
+    assert "6 outputs (" in text
+    assert "1 output (" in text
+    unused = said("stages", "--unused", "--data-dir", used)
+    assert [line.split()[2] for line in unused.splitlines() if line.startswith("toy")] == ["nobody/a"]
+    facts = json.loads(said("stages", "--json", "--data-dir", used))
+    for thing in facts:
+        files = [file for file in Path(thing["path"]).rglob("*") if file.is_file()]
+        assert thing["n_bytes"] == sum(file.stat().st_size for file in files)
+
+
+def test_halves_are_listed_and_who_is_at_work_on_them(tmp_path: Path) -> None:
+    store, started, go = Store(tmp_path / "data"), tmp_path / "started", tmp_path / "go"
+    run(tmp_path / "data", "a")
+    store.place(request("b")).with_suffix(".partial").mkdir()
+    child = fork(lambda: store.make(request("slow", started=str(started), go=str(go))))
+    wait_for(started)
+    text = said("stages", "--data-dir", tmp_path / "data")
+    go.touch()
+    assert ended(child) == 0
+    assert text.count("being made") == 1
+    assert text.count("not finished") == 1
+
+
+def test_slices_of_a_source_are_one_line_unless_all_are_asked_for(tmp_path: Path) -> None:
+    for number in range(1000):
+        lay_out_slice(tmp_path, f"{number:032x}", f"prepare ptb_xl records500/{number:05}")
+    text = said("stages", "--data-dir", tmp_path)
+    (line,) = (line for line in text.splitlines() if line.startswith("prepare"))
+    assert line.split()[:6] == ["prepare", "ptb_xl", "1000", "slices", "4.2", "MB"]
+    assert len(said("stages", "--all", "--data-dir", tmp_path).splitlines()) == 1000 + 4
+    assert "1000 slices" in said("gc", "--data-dir", tmp_path)
+
+
+def lay_out_slice(data_dir: Path, key: str, name: str) -> None:
+    folder = data_dir / "stages" / "prepare" / key
+    folder.mkdir(parents=True)
+    facts = {"name": name, "made_at": "2026-01-01T00:00:00Z", "seconds": 1.0, "files": {"shard.h5": {"bytes": 4000}}}
+    (folder / "stage.json").write_text(json.dumps(facts).ljust(200))
+
+
+def test_gc_removes_nothing_without_delete_and_just_what_it_said_with_it(used: Path) -> None:
+    before = everything(used)
+    foreseen = said("gc", "--keep-runs", "1", "--data-dir", used)
+    assert everything(used) == before
+    assert "nothing is removed without --delete" in foreseen
+    done = said("gc", "--keep-runs", "1", "--delete", "--data-dir", used)
+    assert foreseen.splitlines()[1:-1] == done.splitlines()[1:-1]
+    assert names(used) == ["a", "b", "c"]
+    assert f"nothing to remove in {used}" in said("gc", "--keep-runs", "1", "--data-dir", used)
+
+
+def test_a_misspelt_data_directory_is_no_empty_one(tmp_path: Path) -> None:
+    for command in ("runs", "stages", "gc"):
+        code, text = ecgfm(command, "--data-dir", tmp_path / "typo")
+        assert code == 2
+        assert "is no data directory" in text
+        assert len(text.splitlines()) == 1
+    assert not (tmp_path / "typo").exists()
+
+
+def test_looking_back_loads_neither_prefect_nor_torch(used: Path) -> None:
+    (file,) = (find_runs(used, "p")[0].directory / "together").iterdir()
+    commands = [["runs"], ["runs", "p/latest"], ["stages"], ["gc"], ["gc", "--delete"]]
+    words = [[*command, "--data-dir", str(used)] for command in commands] + [["lineage", str(file)]]
+    code = (
+        "import sys; from typer.testing import CliRunner; from flows.cli import app\n"
+        f"for words in {words}: assert CliRunner().invoke(app, words).exit_code == 0\n"
+        "print('heavy:', sorted({'prefect', 'torch', 'polars', 'sklearn', 'h5py'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
