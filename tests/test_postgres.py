@@ -259,10 +259,26 @@ def digests(data_dir: Path) -> dict[str, str]:
     return found
 
 
+def refused(team: Team) -> int:
+    """How often the server told a client to ask again, because SQLite's file was locked. Nothing else went wrong in it.
+
+    It is locked for a request that has read and then writes, when another wrote in between; Prefect's client asks again
+    after 2, 4, 8, 16 and 32 s. PostgreSQL refuses none.
+    """
+    errors = [line for line in team.log.splitlines() if "| ERROR" in line or "| CRITICAL" in line]
+    assert not [line for line in errors if "Encountered retryable exception in request" not in line]
+    if team.database:
+        assert not errors
+        assert "database is locked" not in team.log
+    assert "queue is full" not in team.log
+    return len(errors)
+
+
 def finish(clients: Sequence[subprocess.Popen[str]]) -> None:
     for client in clients:
         _, said = client.communicate(timeout=280)
         assert client.returncode == 0, said
+        assert "locked" not in said
 
 
 def some_of(raw: Path, n_slices: int, place: Path) -> Path:
@@ -285,8 +301,7 @@ def test_500_slice_tasks_are_all_recorded_and_the_outputs_are_those_of_a_run_wit
     states = team.task_states(tmp_path, N_SLICES)
     print(f"{N_SLICES} slice tasks: ran {ran_s:.0f} s, recorded after {time.monotonic() - started:.0f} s")
     assert states == {"Completed": N_SLICES}
-    assert "database is locked" not in team.log
-    assert "queue is full" not in team.log
+    print(f"requests refused and asked again: {refused(team)}")
     assert len(expected) == N_SLICES + 1
     assert digests(tmp_path) == expected
     if team.database:  # and it is there that they are
@@ -306,7 +321,7 @@ def test_two_clients_at_once_lose_no_task_run(team: Team, raw: Path, expected: d
         assert len(slices) == n_slices
         assert slices.items() <= expected.items()
     print(f"2 x {n_slices} slice tasks at once: ran {ran_s:.0f} s, recorded after {time.monotonic() - started:.0f} s")
-    assert "database is locked" not in team.log
+    print(f"requests refused and asked again, so far: {refused(team)}")
 
 
 @pytest.mark.parametrize("team", ["postgresql"], indirect=True)
