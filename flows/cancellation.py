@@ -48,7 +48,7 @@ def cancellable() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not over.is_set():
-            raise CancelledInUI
+            raise CancelledInUI("cancelled in the UI")
 
     before = signal.signal(signal.SIGUSR1, stop)
     threading.Thread(target=watch, name="cancel", daemon=True).start()
