@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_demo
 
 from ecgfm.ecg import LEADS
 
@@ -26,6 +27,17 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no real recordings at {SHARED} (set ECGFM_SHARED to the folder that holds data/ and golden/)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a run of the small demo that nobody disturbed. Not to be written to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    command = small_demo.words("run", "small", "--pipelines", small_demo.write_pipelines(folder), "--no-prefect")
+    run = small_demo.Run([*command, "--data-dir", str(folder / "data")])
+    assert run.end() == 0, run.errors()
+    assert run.errors() == ""
+    return folder / "data"
 
 
 def write_wfdb16(
