@@ -105,6 +105,7 @@ def _run_under_prefect(
     with ExitStack() as serving:
         used = api or serving.enter_context(server.temporary_server(store.data_dir))
         server.use(used, store.data_dir, debug, temporary=not api)
+        import httpx
         from prefect.exceptions import CancelledRun
 
         from flows.engine import send_what_waits
@@ -118,6 +119,11 @@ def _run_under_prefect(
             return Path(run_pipeline(*common, only, selection.start, force, store.verify, hash_raw))
         except CancelledRun:
             raise StageFailed(f"{common[0]}: cancelled in the UI") from None
+        except httpx.HTTPError as error:
+            raise StageFailed(
+                f"{common[0]}: the Prefect server at {used} does not record any more ({_one_line(error)}); see its "
+                "log, or go on with --no-prefect"
+            ) from error
 
 
 @app.command("plan")
@@ -194,6 +200,10 @@ def list_pipelines(pipelines: PipelinesFile = None, debug: Debug = False) -> Non
         width = max(map(len, loaded), default=0)
         for name, config in loaded.items():
             typer.echo(f"{name:{width}}  {', '.join(config.sources)}: {config.description}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def show_plan(pipeline: str, data_dir: Path, planned: Sequence[PlannedStage]) -> None:
