@@ -166,10 +166,14 @@ def remove(store: Store, keep_runs: int = KEEP_RUNS, older_than_days: float = 0)
 def _decide(store: Store, lying: Sequence[Lying], keep_runs: int, before: float) -> Removable:
     """What goes: nothing that a link of a run that stays leads to, nor what is newer than `before`."""
     data_dir, stages = store.data_dir, store.data_dir / "stages"
+    locked = list(_locked(stages))
+    at_work = {place for place in locked if store.is_made_now(stages / place)}
     kept = _kept(data_dir, keep_runs, before)
     runs, used = [], set()
-    for folder in run_folders(data_dir):
+    for folder in sorted(run_folders(data_dir)):
         links = set(links_below(folder).values())
+        if not at_work.isdisjoint(links):  # of a run that was killed its processes may live on for a while
+            kept.setdefault(_run_name(folder), "with a stage being made")
         foreign = bool(links) and not (folder / FACTS).exists()  # somebody's own folder of links
         if _run_name(folder) in kept or foreign or is_held(folder / LOCK):
             used |= links
@@ -179,12 +183,12 @@ def _decide(store: Store, lying: Sequence[Lying], keep_runs: int, before: float)
     for thing in lying:
         if (thing.place in used and thing.what != "stale") or thing.made_at > before:
             staying.add(thing.place)
-        elif store.is_made_now(stages / thing.place):
+        elif thing.place in at_work:
             staying.add(thing.place)
             busy.append(thing)
-        else:
+        elif thing.path.exists():  # another process may have removed it since it was seen
             going.append(thing)
-    locks = [place for place in _locked(stages) if place not in staying and not store.is_made_now(stages / place)]
+    locks = [place for place in locked if place not in staying and place not in at_work]
     return Removable(runs, going, busy, locks, list(_leftovers(data_dir)), kept)
 
 

@@ -243,7 +243,7 @@ def judged(
     stay = set()
     for number, past in enumerate(pasts):
         newer = [later for later in pasts[number + 1 :] if later.pipeline == past.pipeline]
-        if past.state == "running" or past.kept or len(newer) < keep_runs:
+        if past.state == "running" or past.kept or len(newer) < keep_runs or past.uses & at_work:
             stay.add(number)
     used = {place for number in stay for place in pasts[number].uses}
     left = {f"{place}{end}" for place, end in lying if place in at_work or (place in used and "stale" not in end)}
@@ -397,6 +397,32 @@ def test_what_somebody_begins_to_make_after_it_was_decided_stays(
     assert not removed.things
     assert [thing.path for thing in removed.busy] == [leftover]
     assert store.find(slow)
+
+
+def test_what_the_processes_of_a_killed_run_read_stays_as_long_as_they_live(tmp_path: Path) -> None:
+    store, claimed, started, go = Store(tmp_path / "data"), *(tmp_path / name for name in ("claimed", "started", "go"))
+    read = store.make(request("a"))
+    slow = request("slow", "other", [read.select("*")], started=str(started), go=str(go))
+    worker = fork(lambda: (wait_for(claimed), store.make(slow)))
+
+    def have_it_made(walker: Walker) -> None:
+        walker.claim([slow])
+        claimed.touch()
+        wait_for(go)
+
+    main = fork(lambda: run(store.data_dir, "a", then=have_it_made))
+    wait_for(started)
+    os.kill(main, signal.SIGKILL)
+    ended(main)
+    (found,) = find_runs(store.data_dir)
+    assert found.state == "killed"
+    assert remove(store, keep_runs=0).kept == {found.name: "with a stage being made"}
+    assert read.directory.exists()
+    go.touch()
+    assert ended(worker) == 0
+    assert store.find(slow)
+    assert remove(store, keep_runs=0).runs == [found.directory]
+    assert not outputs(store.data_dir)
 
 
 def test_a_run_whose_process_was_killed_goes_on_with_its_half_after_gc(tmp_path: Path) -> None:
@@ -627,9 +653,9 @@ def test_slices_of_a_source_are_one_line_unless_all_are_asked_for(tmp_path: Path
         lay_out_slice(tmp_path, f"{number:032x}", f"prepare ptb_xl records500/{number:05}")
     text = said("stages", "--data-dir", tmp_path)
     (line,) = (line for line in text.splitlines() if line.startswith("prepare"))
-    assert line.split()[:6] == ["prepare", "ptb_xl", "1000", "slices", "4.2", "MB"]
+    assert line.split()[:6] == ["prepare", "ptb_xl", "1,000", "slices", "4.2", "MB"]
     assert len(said("stages", "--all", "--data-dir", tmp_path).splitlines()) == 1000 + 4
-    assert "1000 slices" in said("gc", "--data-dir", tmp_path)
+    assert "1,000 slices" in said("gc", "--data-dir", tmp_path)
 
 
 def lay_out_slice(data_dir: Path, key: str, name: str) -> None:

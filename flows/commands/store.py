@@ -200,7 +200,7 @@ def _list_runs(store: Store, runs: Sequence[Run]) -> None:
         counts = Counter(stage["status"] for stage in stages)
         pinned = "kept" if run.kept else ""
         colour = STATE_COLOURS[run.state]
-        ago = f"{_lasted(time.time() - seconds_of(run.started_at))} ago"
+        ago = f"{_lasted(round(time.time() - seconds_of(run.started_at)))} ago"
         row = (run.name, run.state, ago, _lasted(_run_seconds(run)), str(counts["made"]), str(counts["cached"]), pinned)
         rows.append((row, colour))
         notes.append((_note(run, stages), run.state))
@@ -238,11 +238,10 @@ def _show_run(store: Store, run: Run, every: bool) -> None:
     lines += [(f"raw {source}", folder) for source, folder in facts["raw"].items()]
     lines += [(name, value if isinstance(value, str) else ", ".join(value)) for name, value in _chosen(facts)]
     lines += [("in", str(run.directory))]
+    width = max(len(name) for name, _ in lines) + 2
     for name, text in lines:
-        first, *more = _wrapped(text, 15)
-        typer.secho(f"  {name:12} {first}", fg="red" if name == "error" else None)
-        for line in more:
-            typer.echo(f"{'':15}{line}")
+        for number, line in enumerate(_wrapped(text, width + 2)):
+            typer.secho(f"  {'' if number else name:{width}}{line}", fg="red" if name == "error" else None)
     typer.echo()
     rows = []
     for name, stages in _grouped(housekeeping.stages_of(store, run), lambda stage: str(stage["name"]), every):
@@ -250,9 +249,9 @@ def _show_run(store: Store, run: Run, every: bool) -> None:
         whys = Counter(stage["why"] for stage in stages if stage.get("why"))
         statuses = Counter(stage["status"] for stage in stages)
         many = len(stages) > 1
-        status = ", ".join(f"{count} {word}" if many else word for word, count in statuses.items())
+        status = ", ".join(f"{count:,} {word}" if many else word for word, count in statuses.items())
         why = "; ".join(f"{count} {text}" if many and len(whys) > 1 else text for text, count in whys.items())
-        key = f"{len(stages)} slices" if many else stages[0]["key"][:SHORT_KEY]
+        key = f"{len(stages):,} slices" if many else stages[0]["key"][:SHORT_KEY]
         dim = "cyan" if "being made" in statuses else "red" if "not finished" in statuses else None
         rows.append(((name, key, status, _lasted(sum(seconds)) if seconds else "", why), dim))
     _print_table(("STAGE", "KEY", "STATUS", "TOOK", "WHY"), rows, "lllrl")
@@ -292,7 +291,9 @@ def _thing_rows(
     rows: list[tuple[tuple[str, ...], str | None]] = []
     for name, some in _grouped(finished, lambda thing: thing.name, every):
         slices = len({thing.name for thing in some})
-        many = f"{slices} slice{'s' if slices > 1 else ''}" + (f", {len(some)} outputs" if len(some) > slices else "")
+        many = f"{slices:,} slice{'s' if slices > 1 else ''}" + (
+            f", {len(some):,} outputs" if len(some) > slices else ""
+        )
         counts = sorted(len(users.get(thing.place, ())) for thing in some)
         runs = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]}-{counts[-1]}"
         took = _lasted(sum(thing.seconds or 0 for thing in some))
@@ -413,7 +414,7 @@ def _branch_lines(found: Lineage, branch: Branch, versions: Mapping[str, str], i
 
 def _branch_name(branch: Branch) -> str:
     if len(branch.members) > 1:
-        return f"{branch.label} ({len(branch.members)} slices)"
+        return f"{branch.label} ({len(branch.members):,} slices)"
     return f"{branch.label} {branch.members[0].directory.name[:SHORT_KEY]}"
 
 
@@ -542,7 +543,7 @@ def _lasted(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 and isinstance(seconds, float) else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
