@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.server.schemas import schedules as dates
+from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from pydantic import PrivateAttr
 
@@ -47,7 +48,10 @@ from ecgfm.pipeline import Selection
 from flows.pipeline import FLOW_NAME, run_pipeline
 
 TAG = "ecgfm"
-POLL_S = 5  # how often a served deployment is looked at for runs that are due
+POLL_S = 5  # how often the server is asked for runs that are due
+LOOK_S = 2.0  # and for their states, to say them
+GONE_S = 150.0  # a server that is away for so long does not just restart; a runner waits for about 190
+STOP_PATIENCE_S = 60.0  # a training saves a checkpoint when it is stopped
 
 _VERSION = VersionInfo(type="prefect:simple", version=__version__)
 _PAGE = 200  # as many as the API gives at once
@@ -173,12 +177,16 @@ def bring_up_to_date(place: Place, wanted: Sequence[Deployment], dry_run: bool =
         return changes + [_send(client, one, there.get(one.name), dry_run) for one in wanted]
 
 
-def serve(deployments: Sequence[Deployment], say: Callable[[str], None]) -> None:
+def serve(deployments: Sequence[Deployment], say: Callable[[str], None], check_server: Callable[[], None]) -> None:
     """Run what is due of these deployments, each run in a process of its own, until SIGINT or SIGTERM.
 
-    say: gets a line whenever a run starts or ends.
+    say: gets a line whenever a run starts or ends; check_server: raises InputError once the server has ended for good
+
     What runs then gets a while to save its work and ends as Cancelled. Runs that become due while nobody serves are
     Late, and dealt with as the pipeline's `missed` says when somebody serves again.
+
+    Raises:
+        InputError: the server has ended, or has not answered for `GONE_S`.
     """
     # looked for when they are due, not before: whether a run overlaps another is decided at its time
     runner = Runner("ecgfm serve", query_seconds=POLL_S, prefetch_seconds=0, pause_on_shutdown=False)
@@ -191,24 +199,30 @@ def serve(deployments: Sequence[Deployment], say: Callable[[str], None]) -> None
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         stopping = asyncio.create_task(stop.wait())
-        saying = asyncio.create_task(_say_what_happens(names, say))
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        watching = asyncio.create_task(_watch(names, say, check_server))
+        await asyncio.wait({running, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not running.done():
-            if runner.started:
-                await runner.astop()
-            else:
-                running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
-        saying.cancel()
+        if runner.started and not watching.done():
+            await asyncio.wait({asyncio.create_task(runner.astop())}, timeout=STOP_PATIENCE_S)
+        else:  # nobody to tell
+            running.cancel()
+        await asyncio.wait({running}, timeout=STOP_PATIENCE_S)
+        if watching.done():
+            watching.result()
+        watching.cancel()
+        if running.done() and not running.cancelled():
+            running.result()
 
     asyncio.run(work())
 
 
-async def _say_what_happens(names: Mapping[UUID, str], say: Callable[[str], None]) -> None:
-    """Say the states of runs of these deployments (id -> name) from now on, as they change."""
-    said: dict[UUID, str] = {}
+async def _watch(names: Mapping[UUID, str], say: Callable[[str], None], check_server: Callable[[], None]) -> None:
+    """Say the states of runs of these deployments (id -> name) from now on, as they change.
+
+    Raises:
+        InputError: the server has ended, or has not answered for a while; a runner would go on without asking it.
+    """
+    said: dict[UUID, str | None] = {}
     question = FlowRunFilter.model_validate(
         {
             "deployment_id": {"any_": list(names)},
@@ -216,20 +230,29 @@ async def _say_what_happens(names: Mapping[UUID, str], say: Callable[[str], None
             "start_time": {"after_": datetime.now(UTC)},
         }
     )
+    address, answered = str(PREFECT_API_URL.value()), time.monotonic()
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(LOOK_S)
+        check_server()
         try:
+            async with httpx.AsyncClient(timeout=LOOK_S) as plain:  # Prefect's own waits for a minute
+                (await plain.get(f"{address}/health")).raise_for_status()
             async with get_client() as client:
-                runs = await client.read_flow_runs(flow_run_filter=question, sort=FlowRunSort.START_TIME_DESC)
-        except httpx.HTTPError:  # the server is away for a moment; the runner sees to that
+                runs = await client.read_flow_runs(
+                    flow_run_filter=question, sort=FlowRunSort.START_TIME_DESC, limit=_PAGE
+                )
+        except httpx.HTTPError as error:
+            if time.monotonic() > answered + GONE_S:
+                raise InputError(f"the Prefect server at {address} has not answered for {GONE_S:g} s") from error
             continue
+        answered = time.monotonic()
         for run in reversed(runs):
             if run.state and run.deployment_id and said.get(run.id) != run.state.name:
-                said[run.id] = str(run.state.name)
                 when = f"{run.state.timestamp.astimezone():%H:%M:%S}"
                 schedule = f" ({run.created_by.display_value})" if run.auto_scheduled and run.created_by else ""
                 why = f": {run.state.message}" if run.state.message else ""
                 say(f"{when}  {names[run.deployment_id]}{schedule}  {run.state.name}{why}")
+        said = {run.id: run.state_name for run in runs}
 
 
 def schedules_in_words(deployment: Deployment, config: DeploymentConfig) -> list[tuple[str, str]]:

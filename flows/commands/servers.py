@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,18 +83,26 @@ def serve(
         file = pipelines_file(pipelines).absolute()
         chosen, left_out = _chosen(file, names or [], raw or [])
         api = server.configured_api(data_dir.absolute())
+        local = None
         if not api:
-            api = f"{stack.enter_context(server.local_server(data_dir.absolute(), port)).address}/api"
+            local = stack.enter_context(server.local_server(data_dir.absolute(), port))
+            api = f"{local.address}/api"
         server.use(api, data_dir.absolute(), debug)
         from flows import deployments
 
         place = deployments.Place(data_dir.absolute(), file)
-        served = _brought_up_to_date(place, chosen, gpu_slots, dry_run=False)
+        with _asking(api):
+            served = _brought_up_to_date(place, chosen, gpu_slots, dry_run=False)
         _show_table(served, chosen)
         for name, why in left_out.items():
             typer.echo(f"not served: {name} ({why})")
         typer.echo(f"\nPrefect UI: {api.removesuffix('/api')} (Ctrl-C ends it all)")
-        deployments.serve(served, typer.echo)
+
+        def check_server() -> None:
+            if local and local.process.poll() is not None:
+                local.wait()  # says how it ended
+
+        deployments.serve(served, typer.echo, check_server)
 
 
 @app.command()
@@ -129,12 +137,12 @@ def deploy(
     with one_line_errors(debug):
         file = pipelines_file(pipelines).absolute()
         chosen, left_out = _chosen(file, names or [], raw or [])
-        _use(server.configured_api(data_dir.absolute()), debug)
-        from flows import deployments
+        with _asking(_used(server.configured_api(data_dir.absolute()), debug)):
+            from flows import deployments
 
-        variables = deployments.pool_variables(pool, image, _job_variables(job_variable or []))
-        place = deployments.Place(data_dir.absolute(), file, pool, variables)
-        deployed = _brought_up_to_date(place, chosen, gpu_slots, dry_run)
+            variables = deployments.pool_variables(pool, image, _job_variables(job_variable or []))
+            place = deployments.Place(data_dir.absolute(), file, pool, variables)
+            deployed = _brought_up_to_date(place, chosen, gpu_slots, dry_run)
         if not dry_run:
             _show_table(deployed, chosen)
         for name, why in left_out.items():
@@ -151,8 +159,7 @@ def reconcile(
     debug: Debug = False,
 ) -> None:
     """Close on the Prefect server what dead processes left open: runs, their tasks, slots that nobody holds."""
-    with one_line_errors(debug):
-        _use(api or server.configured_api(data_dir.absolute()), debug)
+    with one_line_errors(debug), _asking(_used(api or server.configured_api(data_dir.absolute()), debug)):
         from flows.reconcile import reconcile as close
 
         closed = []
@@ -163,12 +170,24 @@ def reconcile(
             typer.echo("nothing to close")
 
 
-def _use(api: str | None, debug: bool) -> None:
-    """Set this process up for a server that is there, before prefect is imported."""
+def _used(api: str | None, debug: bool) -> str:
+    """Set this process up for a server that is there, before prefect is imported. Returns its API."""
     if not api:
         raise InputError("no Prefect server: set PREFECT_API_URL to yours, or start one with ecgfm ui")
     os.environ["PREFECT_API_URL"] = api
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if debug else "CRITICAL")
+    return api
+
+
+@contextmanager
+def _asking(api: str) -> Iterator[None]:
+    """A server that cannot be reached is told in one line."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise InputError(f"the Prefect server at {api} does not answer: {error or type(error).__name__}") from error
 
 
 def _chosen(file: Path, names: Sequence[str], raw: Sequence[str]) -> tuple[Chosen, dict[str, str]]:
