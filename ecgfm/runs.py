@@ -157,7 +157,7 @@ def recorded_run(
     }
     with walker.store.claiming():  # what lies in runs/ without a lock then was killed, and is not just beginning
         with writing_data_dir():
-            run = _new_directory(data_dir / "runs" / pipeline)
+            run = _new_directory(data_dir / "runs" / pipeline, facts["started_at"])
             lock = open(run / LOCK, "w")  # noqa: SIM115 - closed below
         fcntl.flock(lock, fcntl.LOCK_EX)
         _write(run, facts)
@@ -279,8 +279,8 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _new_directory(parent: Path) -> Path:
-    started = _now().replace(":", "-")
+def _new_directory(parent: Path, started_at: str) -> Path:
+    started = started_at.replace(":", "-")
     for number in range(1, 1000):
         run = parent / (started if number == 1 else f"{started}.{number}")
         try:
