@@ -42,8 +42,8 @@ def call(
     arguments: tuple[Any, ...],
     on_line: Callable[[str], None],
     on_facts: Callable[[Facts], None] | None = None,
-) -> None:
-    """Call `function(*arguments)`, both picklable, in a new process group and wait for its end.
+) -> Any:
+    """What `function(*arguments)`, all of it picklable, gives in a new process group.
 
     on_line: gets every line that it prints; on_facts: gets what it tells
 
@@ -76,11 +76,14 @@ def call(
         except BaseException:
             _end_group(child)
             raise
-        if _error_file(order).exists():
-            raise pickle.loads(_error_file(order).read_bytes())
-    if code:
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        raise ProcessFailed(f"its process {how}{f': {last}' if last else ''}")
+        if _answer(order).exists():
+            result, error = pickle.loads(_answer(order).read_bytes())
+            if error:
+                raise error
+            if not code:
+                return result
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    raise ProcessFailed(f"its process {how}{f': {last}' if last else ''}")
 
 
 def tell(facts: Facts) -> None:
@@ -101,19 +104,20 @@ def obey(order: Path) -> int:
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("ecgfm").setLevel(logging.INFO)
     function, arguments = pickle.loads(order.read_bytes())
+    result = failure = None
     try:
-        function(*arguments)
+        result = function(*arguments)
     except (InputError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
-        _error_file(order).write_bytes(pickle.dumps(error))
-        return 2
-    return 0
+        failure = error
+    _answer(order).write_bytes(pickle.dumps((result, failure)))
+    return 2 if failure else 0
 
 
-def _error_file(order: Path) -> Path:
-    """Where an error lies that is the caller's to hear."""
-    return order.with_suffix(".error")
+def _answer(order: Path) -> Path:
+    """Where the result lies, or an error that is the caller's to hear."""
+    return order.with_suffix(".answer")
 
 
 def end_with_parent() -> None:

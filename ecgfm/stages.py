@@ -230,7 +230,7 @@ class Store:
         if not force and (found := self.find(request)):
             return found
         try:
-            own_process.call(
+            made: Output = own_process.call(
                 Store.make,
                 (self, request, force, go_on),
                 lambda line: logger.info("%s: %s", request.name, line),
@@ -238,7 +238,8 @@ class Store:
             )
         except ProcessFailed as error:
             raise StageFailed(f"{request.name}: {error}") from error
-        return self._made(self.place(request), request.name)
+        self._histories.pop(request.stage.name, None)
+        return made
 
     def make_many(self, requests: Sequence[Request], workers: int, force: bool = False) -> Iterator[Output]:
         """The outputs of independent requests, in order, made by up to `workers` processes.

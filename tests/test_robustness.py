@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_line_at_any_stage_and_with_more_room_the_run_goes_on
     seen = mounted.seen(disk)
     for stage in ("prepare", "pretrain", "evaluate"):
         run = demo(mounted, tmp_path)
-        run.until(MOMENTS[stage])
+        assert run.until(MOMENTS[stage]), run.errors()
         fill(mounted, disk)
         assert run.end() == 1, run.errors()
         line = run.one_line()
@@ -334,7 +334,7 @@ def test_a_data_directory_that_vanishes_is_one_line_and_nothing_is_made_below_it
     for stage in ("prepare", "finetune", "evaluate"):
         mounted.run("mount", "--bind", drive, disk)
         run = demo(mounted, tmp_path)
-        run.until(MOMENTS[stage])
+        assert run.until(MOMENTS[stage]), run.errors()
         mounted.run("umount", "--lazy", disk)
         assert run.end() == 2, run.errors()
         assert f"the data directory {disk}/data is not there any more" in run.one_line()
@@ -357,7 +357,7 @@ def test_a_raw_drive_that_vanishes_is_one_line_and_poisons_nothing(
     words = ["--raw", f"synthetic={tmp_path}/raw", "--only", "list", "--only", "prepare"]
     mounted.run("mount", "--bind", tmp_path / "drive", tmp_path / "raw")
     run = demo(mounted, tmp_path, *words)
-    run.until(MOMENTS["prepare"])
+    assert run.until(MOMENTS["prepare"]), run.errors()
     mounted.run("umount", "--lazy", tmp_path / "raw")
     assert run.end() == 2, run.errors()
     assert "is not there any more; is its drive still mounted?" in run.one_line()
@@ -460,7 +460,7 @@ def test_ctrl_c_is_one_line_at_any_moment_and_the_next_run_goes_on(tmp_path: Pat
     command = ["run", "small", "--pipelines", small_demo.write_pipelines(tmp_path), "--data-dir", data_dir]
     for stage in ("prepare", "pretrain", "finetune", "evaluate"):
         run = Run(small_demo.words(*command, "--no-prefect"), mark=str(data_dir))
-        run.until(MOMENTS[stage])
+        assert run.until(MOMENTS[stage]), run.errors()
         time.sleep({"prepare": 1.0}.get(stage, 0.0))  # the workers are starting, or at work
         os.killpg(run.process.pid, signal.SIGINT)  # to all of a terminal's processes, as a terminal does
         pressed = time.monotonic()
