@@ -212,7 +212,7 @@ class _Reader:
             )
         ingredients = facts["ingredients"]
         reads = [
-            self._read(name, given, facts["folders"].get(name, {}))
+            self._read(name, given, facts["folders"].get(name, {}), _origins(facts))
             for name, some in facts["made_from"].items()
             for given in some
         ]
@@ -229,16 +229,18 @@ class _Reader:
             reads,
         )
 
-    def _read(self, name: str, given: Mapping[str, Any], folders: Mapping[str, str]) -> Read:
+    def _read(self, name: str, given: Mapping[str, Any], folders: Mapping[str, str], beside: frozenset[str]) -> Read:
+        """An input, by what its reader says of it. beside: all that the reader read, by name."""
         origin, digest = given["origin"], given["digest"]
         if os.path.isabs(given["place"]):
             return Read(name, origin, digest, raw_folder=given["place"], folders=folders)
         stage, key = Path(given["place"]).parts[1:3]
         if self._holds(f"{stage}/{key}", given, folders):
             return Read(name, origin, digest, f"{stage}/{key}")
-        for place in self._places(stage, origin):
-            if self._holds(place, given, folders):
-                return Read(name, origin, digest, place, elsewhere=True)
+        same = [place for place in self._places(stage, origin) if self._holds(place, given, folders)]
+        if same:  # an empty table is the same for all data: rather one that was made of what its reader read too
+            nearest = max(same, key=lambda place: len(beside & _origins(self.facts(place))))
+            return Read(name, origin, digest, nearest, elsewhere=True)
         return Read(name, origin, digest)
 
     def _holds(self, place: str, given: Mapping[str, Any], folders: Mapping[str, str]) -> bool:
@@ -343,6 +345,11 @@ def _is_slice(files: Mapping[str, str], folder: str, digest: str) -> bool:
     """Whether the files at or below a folder have a digest; "." has those that are in no other slice: not known."""
     below = {name: sha for name, sha in files.items() if name == folder or name.startswith(f"{folder}/")}
     return folder == "." or digest_of(below) == digest
+
+
+def _origins(facts: Mapping[str, Any]) -> frozenset[str]:
+    """What an output was made of, by name."""
+    return frozenset(origin for some in facts["ingredients"]["inputs"].values() for origin in some)
 
 
 def _label(name: str) -> str:

@@ -213,9 +213,22 @@ def test_an_input_that_is_gone_is_stood_for_by_an_output_with_the_same_content(
     (read,) = lineage_of(second.directory).made[f"other/{second.directory.name}"].reads
     assert read.elsewhere
     assert read.found == f"toy/{other.directory.name}"
-    assert "toy that was read is gone; 1 other output with the same content stands for it" in said(
-        "lineage", second.directory
+    assert (
+        "toy that was read is gone; another output with the same content stands for it: how that was made may differ"
+        in said("lineage", second.directory)
     )
+
+
+def test_of_several_with_the_same_content_the_one_that_was_made_of_the_same_stands_for_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    mine, others = store.make(request("mine")), store.make(request("others"))
+    gone = store.make(request("table", "other", [mine.select("*")]))
+    nearest = store.make(request("table", "other", [mine.select("*")], unused="value"))
+    store.make(request("table", "other", [others.select("*")]))  # newer
+    reader = store.make(request("reader", "third", [mine.select("*"), gone.select("*")]))
+    shutil.rmtree(gone.directory)
+    reads = lineage_of(reader.directory).made[f"third/{reader.directory.name}"].reads
+    assert [read.found for read in reads if read.elsewhere] == [f"other/{nearest.directory.name}"]
 
 
 def test_an_input_that_is_gone_with_its_content_is_said(made: tuple[Store, Output, Output]) -> None:

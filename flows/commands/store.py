@@ -432,10 +432,14 @@ def _about(found: Lineage, members: Sequence[Made], versions: Mapping[str, str])
     differing = {pair for one in members for pair in _versions(one).items() if versions.get(pair[0]) != pair[1]}
     if differing:
         yield "with", ", ".join(f"{name} {version}" for name, version in sorted(differing))
-    elsewhere = Counter(read.origin.partition(" ")[0] for one in members for read in one.reads if read.elsewhere)
-    for stage, count in elsewhere.items():
-        other = f"{_count(range(count), 'other output')} with the same content stand{'s' if count == 1 else ''} for it"
-        yield "note", f"{stage} that was read is gone; {other}"
+    elsewhere: dict[str, set[str]] = {}
+    for read in (read for one in members for read in one.reads if read.elsewhere):
+        elsewhere.setdefault(read.origin.partition(" ")[0], set()).add(read.found)
+    for stage, others in elsewhere.items():
+        other = "another output" if len(others) == 1 else f"{len(others)} other outputs"
+        stands = "stands for it: how that" if len(others) == 1 else "stand for it: how they"
+        was = "was" if len(others) == 1 else "were"
+        yield "note", f"{stage} that was read is gone; {other} with the same content {stands} {was} made may differ"
 
 
 def _leaf_line(leaf: Leaf) -> str:
