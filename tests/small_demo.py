@@ -125,7 +125,7 @@ def is_locked(lock: Path) -> bool:
 
 
 def locked(data_dir: Path) -> list[Path]:
-    """The locks that somebody holds, and goes on holding: a killed process lets go of its memory first, then of these."""
+    """The locks that somebody goes on holding: a killed process lets go of its memory first, and then of these."""
     locks = [*(data_dir / "stages" / ".locks").iterdir(), *(data_dir / "runs").glob("*/*/.lock")]
     deadline = time.monotonic() + 10
     while (held := [lock for lock in locks if is_locked(lock)]) and time.monotonic() < deadline:
