@@ -4,15 +4,12 @@ torch."""
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -20,15 +17,25 @@ from ecgfm import housekeeping
 from ecgfm.ecg import InputError
 from ecgfm.housekeeping import Lying, Removable, seconds_of
 from ecgfm.lineage import Branch, Leaf, Lineage, Made, lineage_of
-from ecgfm.pipeline import PREPARE, STAGE_NAMES
+from ecgfm.pipeline import STAGE_NAMES
 from ecgfm.runs import Run, find_run, find_runs, keep, links_below
 from ecgfm.stages import Store
 from flows.commands.options import DataDir, Debug, one_line_errors
+from flows.commands.tables import (
+    TIED,
+    counted,
+    cut,
+    grouped,
+    lasted,
+    local_time,
+    print_table,
+    size_of,
+    table_lines,
+    wrapped,
+)
 
 app = typer.Typer()
-T = TypeVar("T")
 
-_TIED = "\N{NO-BREAK SPACE}"
 SHORT_KEY = 8  # hex digits of a key or digest that are shown
 STATE_COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "killed": "red"}
 
@@ -110,7 +117,7 @@ def show_stages(
         if as_json:
             typer.echo(json.dumps([_thing_facts(store, thing, users) for thing in shown], indent=1))
             return
-        _print_table(
+        print_table(
             ("STAGE", "KEY", "SIZE", "MADE", "TOOK", "RUNS", ""),
             _thing_rows(store, shown, users, names, every),
             "llrlrrl",
@@ -200,16 +207,16 @@ def _list_runs(store: Store, runs: Sequence[Run]) -> None:
         counts = Counter(stage["status"] for stage in stages)
         pinned = "kept" if run.kept else ""
         colour = STATE_COLOURS[run.state]
-        ago = f"{_lasted(round(time.time() - seconds_of(run.started_at)))} ago"
-        row = (run.name, run.state, ago, _lasted(_run_seconds(run)), str(counts["made"]), str(counts["cached"]), pinned)
+        ago = f"{lasted(round(time.time() - seconds_of(run.started_at)))} ago"
+        row = (run.name, run.state, ago, lasted(_run_seconds(run)), str(counts["made"]), str(counts["cached"]), pinned)
         rows.append((row, colour))
         notes.append((_note(run, stages), run.state))
-    lines = list(_table(("RUN", "STATE", "STARTED", "TOOK", "MADE", "CACHED", ""), rows, "lllrrrl"))
+    lines = list(table_lines(("RUN", "STATE", "STARTED", "TOOK", "MADE", "CACHED", ""), rows, "lllrrrl"))
     typer.echo(lines[0])
     for line, (note, state) in zip(lines[1:], notes, strict=True):
         typer.echo(line)
         if note:
-            typer.secho(_cut(f"    {note}"), fg="red" if state == "failed" else None, dim=state != "failed")
+            typer.secho(cut(f"    {note}"), fg="red" if state == "failed" else None, dim=state != "failed")
 
 
 def _note(run: Run, stages: Sequence[Mapping[str, Any]]) -> str:
@@ -229,9 +236,12 @@ def _note(run: Run, stages: Sequence[Mapping[str, Any]]) -> str:
 def _show_run(store: Store, run: Run, every: bool) -> None:
     facts = run.facts
     typer.secho(f"{run.name}  {run.state}{'  (kept)' if run.kept else ''}", fg=STATE_COLOURS[run.state], bold=True)
-    took = f"{'for' if run.state == 'running' else 'took'} {_lasted(_run_seconds(run))}"
+    took = f"{'for' if run.state == 'running' else 'took'} {lasted(_run_seconds(run))}"
     lines = [
-        ("started", f"{_local(seconds_of(run.started_at))}, {took}, on {facts['host']} (process {facts['process']})")
+        (
+            "started",
+            f"{local_time(seconds_of(run.started_at))}, {took}, on {facts['host']} (process {facts['process']})",
+        )
     ]
     if error := facts.get("error"):
         lines.append(("error", error))
@@ -240,11 +250,11 @@ def _show_run(store: Store, run: Run, every: bool) -> None:
     lines += [("in", str(run.directory))]
     width = max(len(name) for name, _ in lines) + 2
     for name, text in lines:
-        for number, line in enumerate(_wrapped(text, width + 2)):
+        for number, line in enumerate(wrapped(text, width + 2)):
             typer.secho(f"  {'' if number else name:{width}}{line}", fg="red" if name == "error" else None)
     typer.echo()
     rows = []
-    for name, stages in _grouped(housekeeping.stages_of(store, run), lambda stage: str(stage["name"]), every):
+    for name, stages in grouped(housekeeping.stages_of(store, run), lambda stage: str(stage["name"]), every):
         seconds = [stage["seconds"] for stage in stages if "seconds" in stage]
         whys = Counter(stage["why"] for stage in stages if stage.get("why"))
         statuses = Counter(stage["status"] for stage in stages)
@@ -253,8 +263,8 @@ def _show_run(store: Store, run: Run, every: bool) -> None:
         why = "; ".join(f"{count} {text}" if many and len(whys) > 1 else text for text, count in whys.items())
         key = f"{len(stages):,} slices" if many else stages[0]["key"][:SHORT_KEY]
         dim = "cyan" if "being made" in statuses else "red" if "not finished" in statuses else None
-        rows.append(((name, key, status, _lasted(sum(seconds)) if seconds else "", why), dim))
-    _print_table(("STAGE", "KEY", "STATUS", "TOOK", "WHY"), rows, "lllrl")
+        rows.append(((name, key, status, lasted(sum(seconds)) if seconds else "", why), dim))
+    print_table(("STAGE", "KEY", "STATUS", "TOOK", "WHY"), rows, "lllrl")
 
 
 def _chosen(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -289,22 +299,22 @@ def _thing_rows(
     finished = [thing for thing in things if thing.what == "output"]
     finished.sort(key=lambda thing: (_stage_number(thing.stage), thing.name if every else "", -thing.made_at))
     rows: list[tuple[tuple[str, ...], str | None]] = []
-    for name, some in _grouped(finished, lambda thing: thing.name, every):
+    for name, some in grouped(finished, lambda thing: thing.name, every):
         slices = len({thing.name for thing in some})
         many = f"{slices:,} slice{'s' if slices > 1 else ''}" + (
             f", {len(some):,} outputs" if len(some) > slices else ""
         )
         counts = sorted(len(users.get(thing.place, ())) for thing in some)
         runs = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]}-{counts[-1]}"
-        took = _lasted(sum(thing.seconds or 0 for thing in some))
+        took = lasted(sum(thing.seconds or 0 for thing in some))
         key = many if len(some) > 1 else some[0].key[:SHORT_KEY]
-        made = _local(max(thing.made_at for thing in some))
-        rows.append(((name, key, _size(_bytes(some)), made, took, runs, ""), None if counts[0] else "yellow"))
+        made = local_time(max(thing.made_at for thing in some))
+        rows.append(((name, key, size_of(_bytes(some)), made, took, runs, ""), None if counts[0] else "yellow"))
     for thing in sorted((thing for thing in things if thing.what != "output"), key=lambda t: _stage_number(t.stage)):
         what, colour = _unfinished(store, thing)
-        runs, made = str(len(users.get(thing.place, ()))), _local(thing.made_at)
+        runs, made = str(len(users.get(thing.place, ()))), local_time(thing.made_at)
         name = names.get(thing.place, thing.name)
-        rows.append(((name, thing.key[:SHORT_KEY], _size(thing.n_bytes), made, "", runs, what), colour))
+        rows.append(((name, thing.key[:SHORT_KEY], size_of(thing.n_bytes), made, "", runs, what), colour))
     return rows
 
 
@@ -323,7 +333,7 @@ def _thing_facts(store: Store, thing: Lying, users: Mapping[str, Sequence[str]])
 
 
 def _outputs(things: Sequence[Lying]) -> str:
-    return f"{_count(things, 'output')} ({_size(_bytes(things))})"
+    return f"{counted(things, 'output')} ({size_of(_bytes(things))})"
 
 
 def _bytes(things: Iterable[Lying]) -> int:
@@ -345,11 +355,11 @@ def _show_removable(store: Store, found: Removable, names: Mapping[str, str], ev
     for folder in found.runs:
         typer.echo(f"  run   {folder.parent.name}/{folder.name}")
     rows = [((*row[:5], row[6]), colour) for row, colour in _thing_rows(store, found.things, {}, names, every)]
-    for line in _table(("STAGE", "KEY", "SIZE", "MADE", "TOOK", ""), [(row, None) for row, _ in rows], "llrlrl"):
+    for line in table_lines(("STAGE", "KEY", "SIZE", "MADE", "TOOK", ""), [(row, None) for row, _ in rows], "llrlrl"):
         if rows:
             typer.echo(f"  {line}".rstrip())
     if found.locks:
-        typer.echo(f"  {_count(found.locks, 'lock file')} of keys that are gone")
+        typer.echo(f"  {counted(found.locks, 'lock file')} of keys that are gone")
     for folder in found.leftovers:
         why = "could not be deleted yet; the next gc goes on with it" if done else "left by a gc that was killed"
         typer.echo(f"  {folder}: {why}")
@@ -361,9 +371,9 @@ def _show_removable(store: Store, found: Removable, names: Mapping[str, str], ev
     if not found:
         typer.echo(f"nothing to remove in {where}")
     elif done:
-        typer.echo(f"room made: {_size(found.n_bytes)}")
+        typer.echo(f"room made: {size_of(found.n_bytes)}")
     else:
-        typer.echo(f"room to make: {_size(found.n_bytes)}; nothing is removed without --delete")
+        typer.echo(f"room to make: {size_of(found.n_bytes)}; nothing is removed without --delete")
 
 
 # ---- lineage
@@ -379,7 +389,7 @@ def _show_lineage(found: Lineage, depth: int | None) -> None:
         typer.echo(line.rstrip())
     typer.echo("\nversions: " + ", ".join(f"{name} {version}" for name, version in _versions(root).items()))
     if changed := found.code_changed(*found.made.values()):
-        typer.secho("\n".join(_wrapped(f"code: changed since then: {', '.join(changed)}", 0)), fg="yellow")
+        typer.secho("\n".join(wrapped(f"code: changed since then: {', '.join(changed)}", 0)), fg="yellow")
     else:
         typer.echo("code: as it is now")
 
@@ -387,9 +397,9 @@ def _show_lineage(found: Lineage, depth: int | None) -> None:
 def _branch_lines(found: Lineage, branch: Branch, versions: Mapping[str, str], indent: int = 0) -> Iterator[str]:
     """A branch of the tree, `indent` columns from the left, its first line not indented."""
     members = branch.members
-    seconds, made = sum(one.seconds for one in members), sorted(_local(seconds_of(one.made_at)) for one in members)
+    seconds, made = sum(one.seconds for one in members), sorted(local_time(seconds_of(one.made_at)) for one in members)
     when = made[0] if made[0] == made[-1] else f"{made[0]} to {made[-1]}"
-    yield f"{typer.style(_branch_name(branch), bold=True)}  made {when} in {_lasted(seconds)}"
+    yield f"{typer.style(_branch_name(branch), bold=True)}  made {when} in {lasted(seconds)}"
     above = [one for one in branch.below if isinstance(one, Branch) and one.shown_above]
     below: list[Branch | Leaf | str] = [one for one in branch.below if one not in above]
     if branch.hidden:
@@ -399,7 +409,7 @@ def _branch_lines(found: Lineage, branch: Branch, versions: Mapping[str, str], i
         below.append(typer.style(f"{also}reads {', '.join(_branch_name(one) for one in above)}: see above", dim=True))
     bar = "│  " if below else "   "
     for name, text in _about(found, members, versions):
-        for number, line in enumerate(_wrapped(text, indent + 12)):
+        for number, line in enumerate(wrapped(text, indent + 12)):
             yield bar + typer.style(f"{'' if number else name:9}{line}", dim=True)
     for number, one in enumerate(below):
         first, rest = ("└─ ", "   ") if number == len(below) - 1 else ("├─ ", "│  ")
@@ -426,7 +436,7 @@ def _about(found: Lineage, members: Sequence[Made], versions: Mapping[str, str])
         items = [f"{name} {_value(value)} ({_value(default)})" for name, (value, default) in configs[0].items()]
         items[0] = items[0].replace("(", "(default ", 1)
         varies = "" if all(config == configs[0] for config in configs) else "; not the same for all"
-        yield "config", ", ".join(item.replace(" ", _TIED) for item in items) + varies
+        yield "config", ", ".join(item.replace(" ", TIED) for item in items) + varies
     if changed := found.code_changed(*members):
         yield "code", f"changed since: {', '.join(changed)}"
     differing = {pair for one in members for pair in _versions(one).items() if versions.get(pair[0]) != pair[1]}
@@ -448,8 +458,18 @@ def _leaf_line(leaf: Leaf) -> str:
         return typer.style(f"{leaf.label}: {gone}, and no output has that content (digest {leaf.digest[:8]})", fg="red")
     there = "" if Path(leaf.raw_folder).is_dir() else ", not there now"
     folders = leaf.folders
-    which = next(iter(folders)) if len(folders) == 1 else _count(folders, "folder")
+    which = next(iter(folders)) if len(folders) == 1 else counted(folders, "folder")
     return f"{typer.style(leaf.label, fg='green')}  {leaf.raw_folder}{there}: {which}, digest {leaf.digest[:SHORT_KEY]}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        text = json.dumps(value, ensure_ascii=False)
+    elif isinstance(value, bool) or not isinstance(value, int):
+        text = "unset" if value is None else str(value)
+    else:
+        text = f"{value:,}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _versions(made: Made) -> dict[str, str]:
@@ -470,90 +490,3 @@ def _lineage_facts(found: Lineage) -> dict[str, Any]:
         "code_changed": found.code_changed(*found.made.values()),
         "stages": stages,
     }
-
-
-# ---- words and tables
-
-
-def _grouped(things: Sequence[T], name_of: Callable[[T], str], every: bool) -> list[tuple[str, list[T]]]:
-    """Things by name, slices of a source together; outputs that are no slices each alone."""
-    groups: dict[object, tuple[str, list[T]]] = {}
-    for number, thing in enumerate(things):
-        name = name_of(thing)
-        stage, _, subject = name.partition(" ")
-        together = stage == PREPARE.name and not every
-        label = f"{stage} {subject.partition(' ')[0]}" if together else name
-        groups.setdefault(label if together else number, (label, []))[1].append(thing)
-    return list(groups.values())
-
-
-def _print_table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], str | None]], sides: str) -> None:
-    if rows:
-        for line in _table(heads, rows, sides):
-            typer.echo(line)
-
-
-def _table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], str | None]], sides: str) -> Iterator[str]:
-    """Lines with columns, `l`eft or `r`ight; on a terminal the last is wrapped. A row has its colour."""
-    widths = [max(len(row[column]) for row in (heads, *(cells for cells, _ in rows))) for column in range(len(heads))]
-    before = sum(widths[:-1]) + 2 * len(widths[:-1])
-    for cells, colour in ((heads, None), *rows):
-        aligned = zip(cells[:-1], sides, widths, strict=False)
-        start = "".join(f"{cell:{'>' if side == 'r' else '<'}{width}}  " for cell, side, width in aligned)
-        last, *more = _wrapped(cells[-1], before) if sides[-1] == "l" else [cells[-1].rjust(widths[-1])]
-        for line in (f"{start}{last}".rstrip(), *(" " * before + line for line in more)):
-            yield typer.style(line, dim=True) if cells is heads else typer.style(line, fg=colour) if colour else line
-
-
-def _width() -> int:
-    """Columns of the terminal; of a file or a pipe there are as many as it takes."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-
-
-def _cut(line: str) -> str:
-    width = _width()
-    return line if len(line) <= width else line[: width - 3] + "..."
-
-
-def _wrapped(text: str, indent: int) -> list[str]:
-    width = max(_width() - indent, 40)
-    lines = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
-    return [line.replace(_TIED, " ") for line in lines] or [""]
-
-
-def _count(things: Any, noun: str) -> str:
-    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        text = json.dumps(value, ensure_ascii=False)
-    elif isinstance(value, bool) or not isinstance(value, int):
-        text = "unset" if value is None else str(value)
-    else:
-        text = f"{value:,}"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _size(n_bytes: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes} B"
-
-
-def _lasted(seconds: float | None) -> str:
-    """Seconds as a person says them, with two units at most; "" where it is not known."""
-    if seconds is None:
-        return ""
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 10 and isinstance(seconds, float) else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 48 else f"{round(hours / 24)} days"
-
-
-def _local(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
