@@ -28,7 +28,7 @@ from prefect.states import Crashed
 
 from ecgfm.pipeline import STAGE_NAMES
 from ecgfm.runs import Run, find_runs
-from flows.engine import ensure_limit
+from flows.engine import count_gpus, ensure_limit
 from flows.pipeline import FLOW_NAME, FLOW_RUN_ID, SKIPPED
 
 WATCH = "ecgfm: runs without a heartbeat are Crashed"
@@ -98,9 +98,8 @@ def limit_gpus(names: Sequence[str], slots: int | None) -> None:
 
     slots: as many instead, also where there is a limit already
     """
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     for name in dict.fromkeys(names):
-        ensure_limit(name, slots or max(1, gpus))
+        ensure_limit(name, slots or max(1, count_gpus()))
         if slots:
             with get_client(sync_client=True) as client:
                 client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(limit=slots))

@@ -37,16 +37,18 @@ def wait_for(look: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
-def processes(*words: str, parent: int | None = None) -> list[int]:
-    """Processes that live and whose command line has all of these words in it."""
+def processes(*words: str, parent: int | None = None, api: str = "") -> list[int]:
+    """Processes that live and whose command line has all of these words in it. api: of the server that they report to"""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().decode(errors="replace")
+            environment = (folder / "environ").read_bytes().decode(errors="replace")
             state, parent_of_it = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if all(word in command for word in words) and state != "Z" and parent in (None, int(parent_of_it)):
+        found_in = api in environment and all(word in command for word in words)
+        if found_in and state != "Z" and parent in (None, int(parent_of_it)):
             found.append(int(folder.name))
     return found
 
@@ -130,10 +132,32 @@ def test_cancel_in_the_ui_ends_a_training_within_seconds_after_a_checkpoint(watc
     assert "going on after step" in again.stdout
 
 
+def test_cancel_in_the_ui_ends_a_served_training_too(watched: Watched) -> None:
+    serving = watched.command("serve", "demo")
+    assert serving.stdout
+    for line in serving.stdout:
+        if line.startswith("Prefect UI"):
+            break
+    (deployment,) = watched.ask("/deployments/filter", {"deployments": {"name": {"any_": ["demo"]}}})
+    changes = [word for word in WORDS if "=" in word and not word.startswith("--only")]
+    parameters = {"overrides": [*changes, "pretrain.seed=3"], "only": list(UP_TO_PRETRAIN)}
+    run = watched.ask(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+    (trainer,) = wait_for(lambda: processes("own.obey", api=watched.api))
+    wait_for(lambda: saved_after(watched, 5))
+    watched.ask(f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    wait_for(lambda: gone(trainer), 60)
+    wait_for(lambda: watched.ask(f"/flow_runs/{run['id']}")["state_name"] == "Cancelled", 60)
+    serving.send_signal(signal.SIGTERM)
+    serving.communicate(timeout=60)
+    assert serving.returncode == 0
+    again = watched.run(*WORDS, "--set", "pretrain.seed=3")
+    assert "going on after step" in again.stdout
+
+
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL])
 def test_no_temporary_server_outlives_the_run_that_started_it(tmp_path: Path, ended_by: signal.Signals) -> None:
     run = Watched(tmp_path, "").start(*WORDS)
-    (served,) = wait_for(lambda: processes("uvicorn", "prefect.server.api.server:create_app", parent=run.pid))
+    (served,) = wait_for(lambda: processes("uvicorn", "create_app", parent=run.pid))
     wait_for(lambda: list(tmp_path.glob("stages/list/*")) or run.poll() is not None)
     run.send_signal(ended_by)
     run.communicate()

@@ -27,10 +27,18 @@ class Watched:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """`ecgfm run demo` in a process of its own."""
+        return self.command("run", "demo", *words)
+
+    def command(self, *words: str) -> subprocess.Popen[str]:
+        """An `ecgfm` command on the data directory, in a process group of its own."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-        command = [sys.executable, "-m", "flows.cli", "run", "demo", "--data-dir", str(self.data_dir), *words]
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            [sys.executable, "-m", "flows.cli", *words, "--data-dir", str(self.data_dir)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
