@@ -236,13 +236,10 @@ def _note(run: Run, stages: Sequence[Mapping[str, Any]]) -> str:
 def _show_run(store: Store, run: Run, every: bool) -> None:
     facts = run.facts
     typer.secho(f"{run.name}  {run.state}{'  (kept)' if run.kept else ''}", fg=STATE_COLOURS[run.state], bold=True)
-    took = f"{'for' if run.state == 'running' else 'took'} {lasted(_run_seconds(run))}"
-    lines = [
-        (
-            "started",
-            f"{local_time(seconds_of(run.started_at))}, {took}, on {facts['host']} (process {facts['process']})",
-        )
-    ]
+    seconds = _run_seconds(run)
+    took = "" if seconds is None else f", {'for' if run.state == 'running' else 'took'} {lasted(seconds)}"
+    where = f"{facts['host']} (process {facts['process']})"
+    lines = [("started", f"{local_time(seconds_of(run.started_at))}{took}, on {where}")]
     if error := facts.get("error"):
         lines.append(("error", error))
     lines += [(f"raw {source}", folder) for source, folder in facts["raw"].items()]
@@ -255,7 +252,7 @@ def _show_run(store: Store, run: Run, every: bool) -> None:
     typer.echo()
     rows = []
     for name, stages in grouped(housekeeping.stages_of(store, run), lambda stage: str(stage["name"]), every):
-        seconds = [stage["seconds"] for stage in stages if "seconds" in stage]
+        each = [stage["seconds"] for stage in stages if "seconds" in stage]
         whys = Counter(stage["why"] for stage in stages if stage.get("why"))
         statuses = Counter(stage["status"] for stage in stages)
         many = len(stages) > 1
@@ -263,7 +260,7 @@ def _show_run(store: Store, run: Run, every: bool) -> None:
         why = "; ".join(f"{count} {text}" if many and len(whys) > 1 else text for text, count in whys.items())
         key = f"{len(stages):,} slices" if many else stages[0]["key"][:SHORT_KEY]
         dim = "cyan" if "being made" in statuses else "red" if "not finished" in statuses else None
-        rows.append(((name, key, status, lasted(sum(seconds)) if seconds else "", why), dim))
+        rows.append(((name, key, status, lasted(sum(each)) if each else "", why), dim))
     print_table(("STAGE", "KEY", "STATUS", "TOOK", "WHY"), rows, "lllrl")
 
 
