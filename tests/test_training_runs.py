@@ -38,14 +38,14 @@ def wait_for(look: Callable[[], Any], seconds: float = 120) -> Any:
 
 
 def processes(*words: str, parent: int | None = None, api: str = "") -> list[int]:
-    """Processes that live and whose command line has all of these words in it. api: of the server that they report to"""
+    """Processes that live and have all of these words in their command line. api: of the server that they report to"""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().decode(errors="replace")
             environment = (folder / "environ").read_bytes().decode(errors="replace")
             state, parent_of_it = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         found_in = api in environment and all(word in command for word in words)
         if found_in and state != "Z" and parent in (None, int(parent_of_it)):
