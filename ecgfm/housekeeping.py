@@ -277,9 +277,8 @@ def _look_at(path: Path, key: str, ending: str) -> Lying:
     stage, what = path.parent.name, ending.lstrip(".").partition("-")[0] or "output"
     if what == "output":
         if facts := _facts(path):
-            n_bytes = sum(file["bytes"] for file in facts["files"].values()) + (path / "stage.json").stat().st_size
             made_at = seconds_of(facts["made_at"])
-            return Lying(path, what, stage, key, facts["name"], n_bytes, made_at, facts["seconds"])
+            return Lying(path, what, stage, key, facts["name"], _bytes_below(path), made_at, facts["seconds"])
         what = "damaged"
     return Lying(path, what, stage, key, stage, _bytes_below(path), path.stat().st_mtime)
 

@@ -21,6 +21,8 @@ from ecgfm.files import digest_of, sha256_of
 from ecgfm.fingerprints import code_digests
 from ecgfm.pipeline import PREPARE, SOURCE_TABLE, STAGE_NAMES, SYNTHESIZE
 
+_BESIDE = ("stage.json", "raw_files.json")  # what the store writes beside what the stage wrote
+
 
 @dataclass(frozen=True)
 class Read:
@@ -303,7 +305,7 @@ def _changed(file: Path, directory: Path, facts: Mapping[str, Any]) -> list[str]
     wrong = list(_wrong_sizes(directory, asked))
     if wrong:
         return wrong
-    if file.is_file() and not asked and below != "stage.json":
+    if file.is_file() and not asked and below not in _BESIDE:
         return [f"{below} is not of what the stage wrote: it was added later"]
     return [
         f"{name} has other bytes than were written"

@@ -663,6 +663,7 @@ def lay_out_slice(data_dir: Path, key: str, name: str) -> None:
     folder.mkdir(parents=True)
     facts = {"name": name, "made_at": "2026-01-01T00:00:00Z", "seconds": 1.0, "files": {"shard.h5": {"bytes": 4000}}}
     (folder / "stage.json").write_text(json.dumps(facts).ljust(200))
+    (folder / "shard.h5").write_bytes(bytes(4000))
 
 
 def test_gc_removes_nothing_without_delete_and_just_what_it_said_with_it(used: Path) -> None:
