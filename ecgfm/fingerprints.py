@@ -16,6 +16,9 @@ from typing import Any
 from ecgfm.ecg import InputError
 from ecgfm.files import digest_of, sha256_of
 
+SECTIONS = {"synthesize": "synthetic"}
+"""Stage -> its section of a pipelines file, where that has another name."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -27,6 +30,7 @@ class Input:
     folders: for raw files, a digest per folder, so that `explain` can name the folder that changed
     patterns: of an earlier stage's output, which of its files
     looked: for raw files, how they looked when they were scanned
+    files: of a slice, its raw files: path -> what identifies the content, so that `explain` can name one that changed
     """
 
     path: Path
@@ -35,6 +39,7 @@ class Input:
     folders: Mapping[str, str] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
     looked: Look | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Nobody has touched the raw files since they were scanned.
@@ -158,10 +163,11 @@ class RawTree:
                 apart[place].add(slice_id)
         found = {}
         for slice_id, held in paths.items():
-            digest = digest_of({path: self.files[path] for path in held if path in self.files})
+            files = {path: self.files[path] for path in held if path in self.files}
+            digest = digest_of(files)
             looked = digest_of({path: self.looks[path] for path in held}) if self.looks else digest
             look = Look(self.root, slice_id, frozenset(apart[slice_id]), looked)
-            found[slice_id] = Input(self.root, digest, self.origin, {slice_id: digest}, looked=look)
+            found[slice_id] = Input(self.root, digest, self.origin, {slice_id: digest}, looked=look, files=files)
         return found
 
     def _folders(self, max_depth: int = 3, max_folders: int = 5000) -> dict[str, str]:
@@ -174,15 +180,23 @@ class RawTree:
 
 
 def differences(
-    past: Mapping[str, Any], now: Mapping[str, Any], past_folders: Mapping[str, Any], now_folders: Mapping[str, Any]
+    past: Mapping[str, Any],
+    now: Mapping[str, Any],
+    past_raw: Mapping[str, Mapping[str, str]],
+    now_raw: Mapping[str, Mapping[str, str]],
+    noun: str = "folder",
 ) -> list[str]:
-    """What changed between the ingredients of two keys, one phrase each."""
+    """What changed between the ingredients of two keys, one phrase each.
+
+    past_raw, now_raw: of raw inputs, by name: folder or file (`noun`) -> what identifies its content
+    """
     reasons = []
+    section = SECTIONS.get(now["stage"], now["stage"])
     if past["version"] != now["version"]:
         reasons.append(f"stage version {past['version']} -> {now['version']}")
     before, after = _flat(past["config"]), _flat(now["config"])
     reasons += [
-        f"config {name} {_shown(before.get(name))} -> {_shown(after.get(name))}"
+        f"config {section}.{name} {_shown(before.get(name))} -> {_shown(after.get(name))}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
@@ -190,10 +204,10 @@ def differences(
         old, new = past["inputs"].get(name, {}), now["inputs"].get(name, {})
         if old == new:
             continue
-        if name in past_folders or name in now_folders:
-            reasons += _set_difference(past_folders.get(name, {}), now_folders.get(name, {}), "folder")
+        if name in past_raw or name in now_raw:
+            reasons += _set_difference(past_raw.get(name, {}), now_raw.get(name, {}), noun)
         else:
-            reasons += _set_difference(old, new, "input")
+            reasons += _set_difference(old, new, "input", "{names} came out different")
     changed = [name for name in now["code"] if past["code"].get(name) != now["code"][name]]
     changed += [name for name in past["code"] if name not in now["code"]]
     if changed:
@@ -309,8 +323,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _set_difference(old: Mapping[str, str], new: Mapping[str, str], noun: str) -> list[str]:
-    """Phrases such as "3 new folders (a, b, c)"."""
+def _set_difference(old: Mapping[str, str], new: Mapping[str, str], noun: str, changed: str = "") -> list[str]:
+    """Phrases such as "3 new folders (a, b, c)"; `changed` with the names, where that is no phrase for what changed."""
     groups = {
         "new": [name for name in new if name not in old],
         "changed": [name for name in new if name in old and old[name] != new[name]],
@@ -320,5 +334,6 @@ def _set_difference(old: Mapping[str, str], new: Mapping[str, str], noun: str) -
     for word, names in groups.items():
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            phrases.append(f"{len(names)} {word} {noun}{'s' if len(names) > 1 else ''} ({shown})")
+            counted = f"{len(names)} {word} {noun}{'s' if len(names) > 1 else ''} ({shown})"
+            phrases.append(changed.format(names=shown) if changed and word == "changed" else counted)
     return phrases

@@ -319,7 +319,8 @@ def _planned(store: Store, selection: Selection, request: Request, made: Made) -
     if missing and request.stage.name not in selection.force:
         if not store.has_any(request.stage):
             return PlannedStage(request.name, "run", "never made")
-        more = f" (or {len(missing) - 1} more)" if len(missing) > 1 else ""
+        others = len(missing) - 1
+        more = f" or {others} other{'s' if others > 1 else ''}" if others else ""
         return PlannedStage(request.name, "maybe", f"only if {missing[0]}{more} comes out different")
     if isinstance(made, Output) and made.directory == store.place(request):  # not a listing made aside
         return PlannedStage(request.name, "cached", f"unchanged since {made.made_at}", made.directory)

@@ -38,6 +38,7 @@ from ecgfm.fingerprints import Input, RawTree, code_digests, differences, looks_
 from ecgfm.own_process import Facts, ProcessFailed
 from ecgfm.processes import WorkerDied, ordered_map
 
+RAW_FILES = "raw_files.json"  # beside stage.json: the raw files that a slice was made of, for `explain`
 RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")
 logger = logging.getLogger(__name__)
 
@@ -271,8 +272,21 @@ class Store:
         if not earlier:
             return "new" if request.subject else "never made"
         now, folders = request.ingredients, _folders(request)
-        nearest: list[str] = min((differences(p["ingredients"], now, p["folders"], folders) for p in earlier), key=len)
-        return "; ".join(nearest)
+        reasons = [differences(past["ingredients"], now, past["folders"], folders) for past in earlier]
+        nearest = min(range(len(earlier)), key=lambda place: len(reasons[place]))
+        if (files := _raw_files(request)) and (then := self._raw_files_of(request.stage, earlier[nearest]["key"])):
+            return "; ".join(differences(earlier[nearest]["ingredients"], now, then, files, "file"))
+        return "; ".join(reasons[nearest])
+
+    def _raw_files_of(self, stage: Stage, key: str) -> dict[str, dict[str, str]]:
+        """The raw files that an earlier output was made of; nothing where that is not known."""
+        try:
+            found: dict[str, dict[str, str]] = json.loads(
+                (self.data_dir / "stages" / stage.name / key / RAW_FILES).read_bytes()
+            )
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found
 
     def check(self) -> None:
         """The data directory that this store has begun to write to is still there.
@@ -323,7 +337,8 @@ class Store:
     def _commit(self, request: Request, partial: Path, counts: dict[str, int], seconds: float) -> None:
         files: dict[str, dict[str, Any]] = {}
         manifest = partial / "stage.json"
-        for path in sorted(p for p in partial.rglob("*") if p.is_file() and p != manifest):
+        beside = (manifest, partial / RAW_FILES)  # which a resumed run may have left
+        for path in sorted(p for p in partial.rglob("*") if p.is_file() and p not in beside):
             name = path.relative_to(partial).as_posix()
             volatile = any(fnmatch.fnmatch(name, pattern) for pattern in request.stage.volatile)
             files[name] = {"bytes": path.stat().st_size, "sha256": sync_and_hash(path)} | (
@@ -342,6 +357,8 @@ class Store:
             "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": {"python": platform.python_version()} | _versions(),
         }
+        if raw_files := _raw_files(request):  # for `explain` alone: it is no output
+            (partial / RAW_FILES).write_text(json.dumps(raw_files, indent=0) + "\n")
         manifest.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
         sync(manifest)
         place = self.place(request)
@@ -469,6 +486,13 @@ def _folders(request: Request) -> dict[str, dict[str, str]]:
         name: dict(given.folders)
         for name, given in request.inputs.items()
         if isinstance(given, Input) and given.folders
+    }
+
+
+def _raw_files(request: Request) -> dict[str, dict[str, str]]:
+    """The raw files of a request's inputs, by input name, where they are few enough to be known one by one."""
+    return {
+        name: dict(given.files) for name, given in request.inputs.items() if isinstance(given, Input) and given.files
     }
 
 

@@ -103,13 +103,13 @@ def test_a_plan_says_why(prepared: Path) -> None:
     assert plan["pretrain"].startswith("run")
 
     changed = plan_of(prepared, "--set", "prepare.segment_seconds=4")
-    assert "config segment_seconds 5 -> 4" in changed["prepare synthetic"]
+    assert "config prepare.segment_seconds 5 -> 4" in changed["prepare synthetic"]
     assert changed["splits"].startswith("maybe")
 
     changed = plan_of(prepared, "--set", "splits.seed=7")
     assert changed["prepare synthetic"].startswith("cached")
     assert changed["labels"].startswith("cached")
-    assert changed["splits"].endswith("config seed 10 -> 7")
+    assert changed["splits"].endswith("config splits.seed 10 -> 7")
 
     assert plan_of(prepared, "--force", "labels")["labels"].endswith("forced")
     assert plan_of(prepared, "--only", "splits")["labels"].startswith("skip")

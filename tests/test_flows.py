@@ -76,7 +76,7 @@ def test_a_page_says_why_a_stage_was_made_and_shows_its_picture(watched: Watched
     watched.run(*WORDS)
     watched.run(*WORDS, "--set", "splits.seed=3")
     page = watched.page("demo-splits")
-    assert "because: config seed 10 -> 3." in page["data"]
+    assert "because: config splits.seed 10 -> 3." in page["data"]
     assert "![cohort](data:image/svg+xml;base64," in page["data"]
     assert page["description"].startswith("demo: splits: made in")
     assert "unchanged since 20" in watched.page("demo-labels")["data"]

@@ -525,8 +525,8 @@ def test_why_a_stage_is_to_run_is_said_in_words(store: Store, raw_tree: Path) ->
     assert store.explain(request(subject="slice a")) == "new"
     store.make(with_raw())
     assert store.explain(with_raw()) == ""
-    assert store.explain(with_raw(Config(rate=250.0))) == "config rate 500 -> 250"
-    assert store.explain(with_raw(Config("y", 250.0))) == "config rate 500 -> 250; config word x -> y"
+    assert store.explain(with_raw(Config(rate=250.0))) == "config write.rate 500 -> 250"
+    assert store.explain(with_raw(Config("y", 250.0))) == "config write.rate 500 -> 250; config write.word x -> y"
     assert store.explain(with_raw(stage=Stage("write", "toy.stages:write", version=2))) == "stage version 1 -> 2"
     assert store.explain(with_raw(stage=Stage("write", "toy.helper:line"))) == "code of toy.stages changed"
     for name in "defg":
@@ -538,13 +538,13 @@ def test_why_a_stage_is_to_run_is_said_in_words(store: Store, raw_tree: Path) ->
     shutil.rmtree(raw_tree / "e")
     assert store.explain(with_raw()) == "3 new folders (d, f, g); 1 changed folder (a/deep); 1 removed folder (b)"
     store.make(with_raw(Config("z")))
-    assert store.explain(with_raw()) == "config word z -> x", "compared with the nearest of the past"
+    assert store.explain(with_raw()) == "config write.word z -> x", "compared with the nearest of the past"
 
 
 def test_a_changed_input_is_named(store: Store) -> None:
     first, other = store.make(request()), store.make(request(config=Config(word="y")))
     store.make(request(COPY, text=first.file("first.txt")))
-    assert store.explain(request(COPY, text=other.file("first.txt"))) == "1 changed input (write)"
+    assert store.explain(request(COPY, text=other.file("first.txt"))) == "write came out different"
 
 
 def test_changed_code_is_named(store: Store, log: object, tmp_path: Path) -> None:
