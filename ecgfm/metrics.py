@@ -85,6 +85,16 @@ class PointScores(NamedTuple):
     auprc: np.ndarray
 
 
+class AreaReplicates(NamedTuple):
+    """One model's areas on all records and in every replicate; NaN where a label has one class there.
+
+    points: (AUROC and AUPRC, label) float64; replicates: (AUROC and AUPRC, label, replicate) float64
+    """
+
+    points: np.ndarray
+    replicates: np.ndarray
+
+
 class OperatingPoint(NamedTuple):
     """Right and wrong decisions at a threshold: present where the score is at least the threshold."""
 
@@ -95,7 +105,7 @@ class OperatingPoint(NamedTuple):
     true_negatives: int
 
 
-class _Ranked(NamedTuple):
+class Ranked(NamedTuple):
     """One label's records of known truth, highest score first.
 
     rows: (known,) their rows; positive: (known, 1) float64; starts: (group,) first place of each run of equal scores
@@ -121,9 +131,9 @@ def point_scores(truth: np.ndarray, scores: np.ndarray) -> PointScores:
 
     truth: (record, label) 0, 1, or NaN for unknown; scores: (record, label), higher is more likely
     """
-    _check(truth, scores)
+    check_scores(truth, scores)
     once = np.ones((len(truth), 1))
-    areas = [_areas(_rank(truth[:, k], scores[:, k]), once) for k in range(truth.shape[1])]
+    areas = [areas_of(rank(truth[:, k], scores[:, k]), once) for k in range(truth.shape[1])]
     return PointScores(
         np.array([roc[0] for roc, _ in areas], dtype=np.float64), np.array([pr[0] for _, pr in areas], dtype=np.float64)
     )
@@ -139,6 +149,7 @@ def compare(
     n_replicates: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    areas: Mapping[str, AreaReplicates] | None = None,
 ) -> dict[str, Scores]:
     """The scores of models on the same records, and the paired differences of some of them.
 
@@ -146,36 +157,65 @@ def compare(
     predictions: by model, (record, label)
     patients: (record,) the patient of each record, None where unknown
     differences: pairs of models; ("a", "b") gives an entry "a - b"
+    areas: what `bootstrap_areas` gave for the same records and models, where it is at hand; n_replicates and seed are
+        those it was called with
 
     Raises:
         ValueError: shapes that do not belong together, a truth that is not 0, 1 or NaN, a score that is not a number.
     """
-    for scores in predictions.values():
-        _check(truth, scores)
     if truth.shape != (len(patients), len(labels)):
         raise ValueError(f"expected truth of shape ({len(patients)}, {len(labels)}), found {truth.shape}")
-    of_patient = _patient_numbers(patients)
-    points = {name: np.stack(point_scores(truth, scores)) for name, scores in predictions.items()}
-    replicates = {name: np.empty((2, len(labels), n_replicates)) for name in predictions}
-    ranked = {
-        name: [_rank(truth[:, k], scores[:, k]) for k in range(len(labels))] for name, scores in predictions.items()
-    }
-    done = 0
-    for weights in bootstrap_weights(of_patient, n_replicates, seed):
-        place = slice(done, done + weights.shape[1])
-        for name, of_label in ranked.items():
-            for k, one in enumerate(of_label):
-                replicates[name][:, k, place] = _areas(one, weights)
-        done = place.stop
+    if areas is None:
+        areas = bootstrap_areas(truth, predictions, patients, n_replicates=n_replicates, seed=seed)
+    points = {name: areas[name].points for name in predictions}
+    replicates = {name: areas[name].replicates for name in predictions}
     for first, second in differences:
         name = f"{first} - {second}"
         points[name] = points[first] - points[second]
         replicates[name] = replicates[first] - replicates[second]
     return {
         name: _summarise(
-            points[name], replicates[name], truth, labels, int(of_patient.max(initial=-1)) + 1, confidence=confidence
+            points[name],
+            replicates[name],
+            truth,
+            labels,
+            int(patient_numbers(patients).max(initial=-1)) + 1,
+            confidence=confidence,
         )
         for name in points
+    }
+
+
+def bootstrap_areas(
+    truth: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    patients: Sequence[str | None],
+    *,
+    n_replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, AreaReplicates]:
+    """The areas of models on the same records, in the same replicates: what `compare` and `significance` tell from.
+
+    truth, predictions, patients: as of `compare`
+
+    Raises:
+        ValueError: as `compare`.
+    """
+    for scores in predictions.values():
+        check_scores(truth, scores)
+    n_labels = truth.shape[1]
+    replicates = {name: np.empty((2, n_labels, n_replicates)) for name in predictions}
+    ranked = {name: [rank(truth[:, k], scores[:, k]) for k in range(n_labels)] for name, scores in predictions.items()}
+    done = 0
+    for weights in bootstrap_weights(patient_numbers(patients), n_replicates, seed):
+        place = slice(done, done + weights.shape[1])
+        for name, of_label in ranked.items():
+            for k, one in enumerate(of_label):
+                replicates[name][:, k, place] = areas_of(one, weights)
+        done = place.stop
+    return {
+        name: AreaReplicates(np.stack(point_scores(truth, scores)), replicates[name])
+        for name, scores in predictions.items()
     }
 
 
@@ -215,7 +255,7 @@ def best_f1_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
     """The score of one label, among those that occur, at which F1 is greatest; the highest of several."""
     true_positives, false_positives = _counts_at_thresholds(truth, scores)
     f1 = 2 * true_positives / (true_positives + false_positives + true_positives[-1])
-    one = _rank(truth, scores)
+    one = rank(truth, scores)
     return float(scores[one.rows[one.starts[int(np.argmax(f1))]]])
 
 
@@ -267,7 +307,8 @@ def aggregate(
     return list(number), aggregated, n_segments
 
 
-def _check(truth: np.ndarray, scores: np.ndarray) -> None:
+def check_scores(truth: np.ndarray, scores: np.ndarray) -> None:
+    """Raise ValueError unless the scores are numbers, and the truth of their shape is 0, 1 or NaN."""
     if truth.shape != scores.shape:
         raise ValueError(f"truth has shape {truth.shape}, scores {scores.shape}")
     if not np.isin(truth[~np.isnan(truth)], (0, 1)).all():
@@ -276,22 +317,23 @@ def _check(truth: np.ndarray, scores: np.ndarray) -> None:
         raise ValueError(f"{int(np.isnan(scores).any(axis=-1).sum())} records have a score that is not a number")
 
 
-def _patient_numbers(patients: Sequence[str | None]) -> np.ndarray:
+def patient_numbers(patients: Sequence[str | None]) -> np.ndarray:
     """(record,) each record's patient as a number from 0; a record without one is a patient of its own."""
     number: dict[str | tuple[None, int], int] = {}
     whose = [patient if patient is not None else (None, row) for row, patient in enumerate(patients)]
     return np.array([number.setdefault(patient, len(number)) for patient in whose], dtype=np.int64)
 
 
-def _rank(truth: np.ndarray, scores: np.ndarray) -> _Ranked:
+def rank(truth: np.ndarray, scores: np.ndarray) -> Ranked:
+    """The records of known truth of one label in the order of their (record,) scores."""
     known = np.flatnonzero(~np.isnan(truth))
     rows = known[np.argsort(-scores[known], kind="stable")]
     ordered = scores[rows]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(rows) else rows
-    return _Ranked(rows, (truth[rows] == 1).astype(np.float64)[:, None], starts)
+    return Ranked(rows, (truth[rows] == 1).astype(np.float64)[:, None], starts)
 
 
-def _areas(ranked: _Ranked, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def areas_of(ranked: Ranked, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUROC and AUPRC of one label under each column of weights (record, replicate); NaN where of one class."""
     if not len(ranked.rows):
         return np.full(weights.shape[1], np.nan), np.full(weights.shape[1], np.nan)
@@ -328,7 +370,7 @@ def _summarise(
             label,
             int((~np.isnan(truth[:, k])).sum()),
             int((truth[:, k] == 1).sum()),
-            *(_estimate(points[area, k], replicates[area, k], confidence) for area in range(2)),
+            *(estimate(points[area, k], replicates[area, k], confidence) for area in range(2)),
         )
         for k, label in enumerate(labels)
     )
@@ -337,7 +379,7 @@ def _summarise(
     with np.errstate(invalid="ignore"):
         means = np.where(some, kept, 0).sum(axis=1) / some.sum(axis=1)
     macro = [
-        _estimate(points[area, scored].mean(), means[area], confidence) if scored.any() else None for area in (0, 1)
+        estimate(points[area, scored].mean(), means[area], confidence) if scored.any() else None for area in (0, 1)
     ]
     return Scores(
         n_records=len(truth),
@@ -350,7 +392,8 @@ def _summarise(
     )
 
 
-def _estimate(point: float, replicates: np.ndarray, confidence: float) -> Estimate | None:
+def estimate(point: float, replicates: np.ndarray, confidence: float) -> Estimate | None:
+    """The percentile interval of (replicate,) values, widened to hold the point; None where the point is NaN."""
     if np.isnan(point):
         return None
     valid = replicates[~np.isnan(replicates)]
@@ -363,7 +406,7 @@ def _estimate(point: float, replicates: np.ndarray, confidence: float) -> Estima
 
 def _counts_at_thresholds(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """True and false positives of one label at each score that occurs, highest first."""
-    one = _rank(truth, scores)
+    one = rank(truth, scores)
     n_positive = int(one.positive.sum())
     if not 0 < n_positive < len(one.rows):
         raise ValueError(f"expected both classes, found {n_positive} positive of {len(one.rows)} records")
@@ -374,3 +417,19 @@ def _counts_at_thresholds(truth: np.ndarray, scores: np.ndarray) -> tuple[np.nda
 
 def _from_zero(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], values])
+
+
+def divide(dividend: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+    """float64, NaN where the divisor is 0."""
+    quotient = np.full(np.broadcast_shapes(np.shape(dividend), np.shape(divisor)), np.nan)
+    np.divide(dividend, divisor, out=quotient, where=np.asarray(divisor) != 0)
+    return quotient
+
+
+def mean_of_defined(values: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """The weighted mean over the first axis of what is not NaN; NaN where nothing of any weight is.
+
+    values: (label, ...); weights: of a shape that broadcasts to it
+    """
+    weights = np.where(np.isnan(values), 0.0, weights)
+    return divide((np.nan_to_num(values) * weights).sum(axis=0), weights.sum(axis=0))

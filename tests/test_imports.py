@@ -19,7 +19,7 @@ WORDS = {"ecg", "config"}
 TABLES = {*WORDS, "contracts"}
 RECORDS = {*TABLES, "sources", "signals", "quality", "shards"}
 MODEL = {"data", "augment", "model", "losses", "published", "checkpoints", "training", "predict"}
-TRAINING = {*TABLES, *MODEL, "shards", "label_space", "metrics"}
+TRAINING = {*TABLES, *MODEL, "shards", "label_space", "metrics", "calibration"}
 
 # module, or package for all of its modules -> the modules of ecgfm that it may import
 MAY_IMPORT: dict[str, set[str]] = {
@@ -56,7 +56,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "labels": {*RECORDS, "label_space"},
     "manifests": {*RECORDS, "label_space", "splits"},
     "metrics": RECORDS,
+    "calibration": {*RECORDS, "metrics"},
+    "challenge_score": {*RECORDS, "metrics"},
+    "significance": {*RECORDS, "metrics"},
     "probe": {*RECORDS, "metrics"},
+    "baselines": {*RECORDS, "metrics", "probe"},
     "drawing": {"ecg"},
     "peek": {"ecg", "formats", "signals", "quality", "drawing"},
     "report_template": set(),
@@ -80,10 +84,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {*WORDS, "shards", "data"},
     "training": {*TABLES, "own_process", "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
-    "pretrain": {*TRAINING - {"label_space", "metrics"}, "distributed"},
+    "pretrain": {*TRAINING - {"label_space", "metrics", "calibration"}, "distributed"},
     "bench_training": {*TRAINING, "distributed", "pretrain"},
     "finetune": TRAINING,
-    "evaluate": {*TRAINING - {"training"}, "splits", "probe", "drawing", "html_report"},
+    "evaluate": {
+        *TRAINING - {"training"},
+        "splits",
+        "probe",
+        "baselines",
+        "challenge_score",
+        "significance",
+        "drawing",
+        "html_report",
+    },
 }
 MAY_IMPORT_TORCH = {
     *MODEL,

@@ -47,7 +47,7 @@ def test_weights_count_a_record_as_often_as_they_say(rows: list[tuple[bool, int,
     truth = np.array([y for y, _, _ in rows], dtype=np.float64)
     scores = np.array([s for _, s, _ in rows], dtype=np.float64)
     times = np.array([weight for _, _, weight in rows])
-    roc, pr = metrics._areas(metrics._rank(truth, scores), times[:, None].astype(np.float64))
+    roc, pr = metrics.areas_of(metrics.rank(truth, scores), times[:, None].astype(np.float64))
     written_out = np.repeat(truth, times), np.repeat(scores, times)
     assert roc[0] == pytest.approx(sklearn.metrics.roc_auc_score(*written_out), abs=1e-12)
     assert pr[0] == pytest.approx(sklearn.metrics.average_precision_score(*written_out), abs=1e-12)
@@ -99,7 +99,7 @@ def test_records_of_one_patient_are_drawn_together() -> None:
 
 
 def test_a_record_of_no_known_patient_is_its_own_patient() -> None:
-    assert metrics._patient_numbers(["a", None, "b", None, "a"]).tolist() == [0, 1, 2, 3, 0]
+    assert metrics.patient_numbers(["a", None, "b", None, "a"]).tolist() == [0, 1, 2, 3, 0]
 
 
 def test_replicates_do_not_depend_on_how_many_come_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
