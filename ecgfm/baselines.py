@@ -13,7 +13,7 @@ import numpy as np
 
 from ecgfm.ecg import InputError
 from ecgfm.metrics import mean_of_defined, point_scores
-from ecgfm.probe import Design
+from ecgfm.probe import Design, Linear
 
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 """What the number of neighbours is chosen from."""
@@ -130,16 +130,19 @@ def few_shot(
         areas = np.full((2, len(own_seeds), y.shape[1]), np.nan)
         enough = usable & (positives >= (1 if shot is None else shot))
         for place, seed in enumerate(own_seeds):
-            if shot is None:
-                fitted = design.fit(y[:, enough], c)
-                areas[:, place, enough] = np.stack(
-                    point_scores(test[1][:, enough], design.probabilities(test[0], fitted))
-                )
+            if not enough.any():
                 continue
-            for k in np.flatnonzero(enough):
-                rows = few_shot_rows(y[:, k], shot, seed, int(k))
-                fitted = design.fit(y[rows, k][:, None], c, rows=rows)
-                areas[:, place, [k]] = np.stack(point_scores(test[1][:, [k]], design.probabilities(test[0], fitted)))
+            columns = np.flatnonzero(enough)
+            if shot is None:
+                fitted = design.fit(y[:, columns], c)
+            else:
+                fits = []
+                for k in columns:
+                    rows = few_shot_rows(y[:, k], shot, seed, int(k))
+                    fits.append(design.fit(y[rows, k][:, None], c, rows=rows))
+                fitted = Linear(*(np.concatenate(parts, axis=-1) for parts in zip(*fits, strict=True)))
+            said = design.probabilities(test[0], fitted)
+            areas[:, place, columns] = np.stack(point_scores(test[1][:, columns], said))
         scored = ~np.isnan(areas[0]).all(axis=0)
         spread = []
         for area in areas:
