@@ -145,3 +145,13 @@ def test_two_users_run_different_pipelines_and_one_of_them_twice_on_one_data_dir
     assert {run.state for run in find_runs(together)} == {"completed"}
     assert len(find_runs(together)) == 3
     assert small_demo.wait_until_gone(str(together), 5) == []
+
+
+def test_under_prefect_the_keys_and_the_bytes_are_those_of_a_run_without_it(tmp_path: Path, undisturbed: Path) -> None:
+    """Under the temporary server of the run, which ends with it."""
+    command = ["run", "small", "--pipelines", small_demo.write_pipelines(tmp_path), "--data-dir", tmp_path / "data"]
+    run = Run(small_demo.words(*command), str(tmp_path))
+    assert run.end() == 0, run.errors()
+    assert outputs(tmp_path / "data") == outputs(undisturbed)
+    assert (half_made(tmp_path / "data"), locked(tmp_path / "data")) == ([], [])
+    assert small_demo.wait_until_gone(str(tmp_path), PATIENCE_S) == []
