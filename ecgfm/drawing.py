@@ -37,7 +37,11 @@ MAX_SINGLE_LEAD_ROWS = 6
 
 _MARGIN_MM, _PULSE_MM, _TITLE_MM, _FOOT_MM = 5.0, 10.0, 10.0, 10.0
 _PAPER, _FINE, _COARSE, _INK, _QUIET = "#fffdfc", "#f7dfdd", "#ecb3ae", "#111111", "#555555"
-_SALIENCY = LinearSegmentedColormap.from_list("saliency", [(0.0, 0.45, 0.70, 0.0), (0.0, 0.45, 0.70, 0.42)])
+_FOR, _AGAINST = (0.0, 0.45, 0.70), (0.84, 0.37, 0.0)
+_SALIENCY = LinearSegmentedColormap.from_list("saliency", [(*_FOR, 0.0), (*_FOR, 0.42)])
+_SIGNED = LinearSegmentedColormap.from_list(
+    "signed", [(0.0, (*_AGAINST, 0.6)), (0.5, (*_AGAINST, 0.0)), (0.5, (*_FOR, 0.0)), (1.0, (*_FOR, 0.6))]
+)
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (1, 3)))
@@ -155,14 +159,18 @@ def ecg_figure(
     recorder without direct current draws it. An invalid sample is a gap.
 
     signal_mv: (lead, time), millivolt; NaN where invalid
-    saliency: (time,) 0 to 1, shaded behind all leads; None for none
+    saliency: (time,) 0 to 1, shaded behind all leads; (lead, time) -1 to 1, behind each its own, in one colour what is
+        below 0 and in another what is above; None for none
     leads: the names of the rows; all twelve standard leads may come in any order and with others, not drawn then
     """
-    if signal_mv.shape[0] != len(leads) or (saliency is not None and saliency.shape != signal_mv.shape[1:]):
+    shapes = (signal_mv.shape[1:], signal_mv.shape)
+    if signal_mv.shape[0] != len(leads) or (saliency is not None and saliency.shape not in shapes):
         raise ValueError(
-            f"expected a signal ({len(leads)}, time) and a saliency (time,), found {signal_mv.shape} and "
-            f"{None if saliency is None else saliency.shape}"
+            f"expected a signal ({len(leads)}, time) and a saliency (time,) or ({len(leads)}, time), found "
+            f"{signal_mv.shape} and {None if saliency is None else saliency.shape}"
         )
+    of_leads = saliency is not None and saliency.ndim == 2
+    shading: dict[str, Any] = {"cmap": _SIGNED if of_leads else _SALIENCY, "vmin": -1 if of_leads else 0, "vmax": 1}
     total_s = signal_mv.shape[1] / sampling_rate_hz
     strips = _strips(leads, total_s)
     n_rows = 1 + max(strip.row for strip in strips)
@@ -184,7 +192,7 @@ def ecg_figure(
         if saliency is not None:
             shown = strip.samples(np.broadcast_to(saliency, signal_mv.shape), sampling_rate_hz)[None]
             extent = (at, at + shown.shape[1] / sampling_rate_hz * MM_PER_S, middle - row_mm / 2, middle + row_mm / 2)
-            axes.imshow(shown, extent=extent, cmap=_SALIENCY, vmin=0, vmax=1, aspect="auto", zorder=0.5)
+            axes.imshow(shown, extent=extent, **shading, aspect="auto", zorder=0.5)
         name = leads[strip.lead]
         note = f"  from {strip.first_s:g} s" if strip.first_s and strip.at_s == 0 else ""
         _lead(axes, name, note, samples_mv, sampling_rate_hz, (at, middle))
@@ -197,10 +205,11 @@ def ecg_figure(
     axes.text(width - _MARGIN_MM, bottom / 2, scale, va="center", ha="right", size=9, color=_QUIET)
     drawn_s = max(strip.first_s + strip.seconds for strip in strips)
     if saliency is not None:
-        axes.text(_MARGIN_MM, bottom / 2, "attention of the model: low", va="center", size=9, color=_QUIET)
+        low, high = ("speaks against the label", "for it") if of_leads else ("attention of the model: low", "high")
+        axes.text(_MARGIN_MM, bottom / 2, low, va="center", size=9, color=_QUIET)
         extent = (52, 77, bottom / 2 - 1.5, bottom / 2 + 1.5)
-        axes.imshow(np.linspace(0, 1, 64)[None], extent=extent, cmap=_SALIENCY, vmin=0, vmax=1, aspect="auto")
-        axes.text(79, bottom / 2, "high", va="center", size=9, color=_QUIET)
+        axes.imshow(np.linspace(shading["vmin"], 1, 64)[None], extent=extent, **shading, aspect="auto")
+        axes.text(79, bottom / 2, high, va="center", size=9, color=_QUIET)
     elif total_s > drawn_s + 0.05:
         shown_s = f"the first {drawn_s:g} s of {total_s:.5g} s"
         axes.text(_MARGIN_MM, bottom / 2, shown_s, va="center", size=9, color=_QUIET)

@@ -28,6 +28,7 @@ RejectReason = Literal[
     "no_standard_lead",  # none of the twelve leads by name
     "duplicate_lead",  # one lead name twice
     "no_valid_sample",  # nothing but invalid samples
+    "too_short",  # not one whole segment, where a model is asked about it; prepare keeps it
     "invalid_sample",  # an invalid sample, where prepare.gaps turns these away
     "constant_lead",  # a lead that does not vary, where prepare.constant_leads turns these away
 ]

@@ -1,0 +1,481 @@
+"""A checkpoint that answers: probabilities, embeddings and saliency of recordings that no pipeline has seen.
+
+    model = ecgfm.load("ecgfm-data/runs/ptb-xl/latest/finetune")
+    prediction = model.predict("ecg.dcm")
+    prediction.probabilities["left bundle branch block"]
+
+A recording is a file of any format that is read, an `EcgRecord`, or an array by way of `recording`. It is prepared as a
+pipeline with the published recipe prepares it (linear resampling, no filter, standardised over the whole record): a
+record that a pipeline has evaluated gets the same probabilities here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from ecgfm import checkpoints
+from ecgfm.attribution import DISPLAY_S, for_display, integrated_gradients
+from ecgfm.checkpoint_commands import find
+from ecgfm.checkpoints import Meta
+from ecgfm.config import Precision, PrepareConfig
+from ecgfm.data import Batch, pick_device, standardise, too_large
+from ecgfm.ecg import LEADS, Digital, EcgRecord, InputError, Lead, Rejected
+from ecgfm.metrics import aggregate
+from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
+from ecgfm.predict import saliency as attention_saliency
+from ecgfm.prepare import PreparedRecord
+from ecgfm.recordings import Prepared, Refused, file_record, prepare
+
+BATCH_SIZE = 64
+
+Method = Literal["attention", "gradient"]
+
+QUALITY = ("flat_share", "clipped_share", "powerline_uv", "noise_uv", "baseline_wander_uv")
+"""What the table `quality` has of each lead; a prediction tells the worst lead's."""
+
+_MOST_WAITING = 256  # recordings that were turned away wait too, for those before them
+
+Source = str | PathLike[str] | EcgRecord
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one recording.
+
+    record_id: the file's name, or as it was given
+    probabilities: label -> that it is present, from the segments' as the checkpoint says: their mean or maximum
+    decisions: label -> whether the probability is at or above the threshold that was chosen on the valid split; None
+        where the checkpoint has none for it
+    segments: a row per segment: `segment_index`, `start_s`, and each label's probability
+    missing_leads: leads of the model that the recording lacks, which are 0 for it, as a masked lead is
+    invalid_leads, constant_leads: leads with invalid samples (0 for the model) and those that do not vary
+    quality: `worst_<name>` of each of `QUALITY`, NaN where no lead can tell, and `suspected_reversal`; see quality.py
+    duration_s, sampling_rate_hz: as recorded
+    remarks: what was done or is odd, in words
+    """
+
+    record_id: str
+    probabilities: dict[str, float]
+    decisions: dict[str, bool | None]
+    segments: pl.DataFrame
+    missing_leads: tuple[str, ...]
+    invalid_leads: tuple[str, ...]
+    constant_leads: tuple[str, ...]
+    quality: dict[str, float | str | None]
+    duration_s: float
+    sampling_rate_hz: float
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One recording's vectors. No lead is ever masked at random.
+
+    segments: (segment, width) float32, the non-zero mean of the encoder's frames
+    record: (width,) float32, their mean
+    """
+
+    record_id: str
+    segments: np.ndarray
+    record: np.ndarray
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """What the model looked at, or what made a label's logit.
+
+    method: `attention` (of no label; alike in all leads, for frames are made of all of them together) or `gradient`
+        (integrated gradients of the label's logit, lead by lead)
+    label, probability: None with `attention`; the probability is the record's
+    signal_mv: (segment, lead, time), millivolt, as the model saw it; NaN where invalid
+    values: (segment, lead, time) float32. `attention`: 0 to 1 in each segment. `gradient`: logits, see attribution.py
+    shown: the same from -1 to 1, for display, averaged over `display_s` with `gradient`
+    logits: (segment,) of the label, and baseline_logit of a segment of zeros; NaN with `attention`
+    probabilities: (segment,) likewise
+    completeness_error: the largest of any segment, see attribution.py; NaN with `attention`
+    """
+
+    record_id: str
+    method: Method
+    label: str | None
+    probability: float | None
+    leads: tuple[str, ...]
+    sampling_rate_hz: float
+    signal_mv: np.ndarray
+    values: np.ndarray
+    shown: np.ndarray
+    logits: np.ndarray
+    baseline_logit: float
+    probabilities: np.ndarray
+    completeness_error: float
+    remarks: tuple[str, ...]
+    display_s: float = DISPLAY_S
+
+
+def load(path: str | PathLike[str], device: str = "auto", precision: Precision = "fp32") -> Model:
+    """A model that answers.
+
+    path: a checkpoint's directory, the output of a training stage (its best checkpoint, or the latest where none is
+        marked), such as `runs/<pipeline>/latest/finetune`, or a published .pt file
+    device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`
+    precision: of the matrix products but for the classifier's; `bf16` is faster and differs in the third digit
+
+    Raises:
+        InputError: no checkpoint, a damaged one, or no such device.
+    """
+    return Model(find(Path(path))[0], pick_device(device), precision)
+
+
+def recording(
+    signal_mv: np.ndarray, sampling_rate_hz: float, leads: Sequence[str] = LEADS, record_id: str = "recording"
+) -> EcgRecord:
+    """An array as a recording.
+
+    signal_mv: (lead, time), millivolt; NaN where invalid
+    leads: names of the rows, in any order and case; standard leads that are absent are missing
+
+    Raises:
+        InputError: another shape, infinite values, or no such rate.
+    """
+    signal_mv = np.asarray(signal_mv, dtype=np.float64)
+    if signal_mv.ndim != 2 or len(signal_mv) != len(leads):
+        hint = "; give its transpose" if signal_mv.ndim == 2 and signal_mv.shape[1] == len(leads) else ""
+        raise InputError(f"expected an array ({len(leads)} leads, time) in millivolt, found {signal_mv.shape}{hint}")
+    if np.isinf(signal_mv).any():
+        raise InputError("expected millivolts, NaN where invalid; found infinity")
+    if not 0 < sampling_rate_hz < math.inf:
+        raise InputError(f"expected a sampling rate in Hz, found {sampling_rate_hz}")
+    return EcgRecord(record_id, tuple(leads), float(sampling_rate_hz), signal_mv)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the network makes of one recording's segments.
+
+    logits: (segment, label) float32, None of an encoder; embeddings: (segment, width) float32
+    """
+
+    recording: Prepared
+    logits: np.ndarray | None
+    embeddings: np.ndarray
+
+
+class Model:
+    """A checkpoint on a device, ready to answer. Made by `load`."""
+
+    def __init__(self, path: Path, device: torch.device, precision: Precision) -> None:
+        found = checkpoints.load(path)
+        self.path = path
+        self.meta: Meta = found.meta
+        self.device = device
+        self.precision = precision
+        self._network: Classifier | Encoder
+        if found.kind == "finetuned":
+            built = checkpoints.build(found)
+            assert isinstance(built, Classifier)
+            self._network = built.to(device)
+        else:
+            self._network = checkpoints.build_encoder(found).to(device)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each logit is, in order; empty of a pretrained checkpoint."""
+        return self.meta.labels
+
+    @property
+    def preparation(self) -> PrepareConfig:
+        """How recordings are prepared: the published recipe at the checkpoint's rate, leads and segment length."""
+        known: dict[str, Lead] = {lead: lead for lead in LEADS}
+        return PrepareConfig(
+            sampling_rate_hz=self.meta.sampling_rate_hz,
+            segment_seconds=self.meta.segment_samples / self.meta.sampling_rate_hz,
+            leads=tuple(known[lead] for lead in self.meta.leads),
+        )
+
+    # ---- asking
+
+    def predict(self, recording: Source) -> Prediction:
+        """The probabilities of one recording.
+
+        Raises:
+            Rejected: it cannot be used, with the reason; `too_short` where it has not one whole segment.
+            InputError: no such file, or a checkpoint that cannot predict (`check_predicts`).
+        """
+        return _the_one(self.predict_many([recording]))
+
+    def predict_many(
+        self, recordings: Iterable[Source], batch_size: int = BATCH_SIZE
+    ) -> Iterator[Prediction | Rejected]:
+        """A prediction for each recording, in order, or why it was turned away. Few are in memory at a time.
+
+        Raises:
+            InputError: as `predict`, logits that are not finite, or too little memory; names the batch that fits.
+        """
+        self.check_predicts()
+        prepared = (self._prepare(one) for one in recordings)
+        for outputs in self.outputs(prepared, batch_size):
+            yield outputs.why if isinstance(outputs, Refused) else self.prediction(outputs)
+
+    def embed(self, recording: Source) -> Embedding:
+        """The vectors of one recording, by a checkpoint of either kind. Raises as `predict`."""
+        return _the_one(self.embed_many([recording]))
+
+    def embed_many(self, recordings: Iterable[Source], batch_size: int = BATCH_SIZE) -> Iterator[Embedding | Rejected]:
+        """The vectors of each recording, in order, or why it was turned away. Raises as `predict_many`."""
+        prepared = (self._prepare(one) for one in recordings)
+        for outputs in self.outputs(prepared, batch_size):
+            yield outputs.why if isinstance(outputs, Refused) else self.embedding(outputs)
+
+    def saliency(self, recording: Source, label: str | None = None, method: Method = "attention") -> Saliency:
+        """What the model looked at (`attention`), or which samples made a label's logit (`gradient`).
+
+        label: for `gradient`; the most probable one where none is given
+
+        Raises:
+            Rejected, InputError: as `predict`; a label that the model does not have; `gradient` of an encoder.
+        """
+        if method not in ("attention", "gradient"):
+            raise InputError(f"method: expected attention or gradient, found {method!r}")
+        if method == "gradient" or label is not None:
+            self.check_predicts()
+        if label is not None:
+            self.check_label(label)
+        prepared = self._prepare(recording)
+        if isinstance(prepared, Refused):
+            raise prepared.why
+        return self._saliency(prepared, label, method)
+
+    # ---- the parts, for those who have prepared recordings
+
+    def check_predicts(self) -> None:
+        """Raises: InputError: the checkpoint has no classifier, or does not say what its logits are."""
+        if not isinstance(self._network, Classifier):
+            raise InputError(
+                f"{self.path}: a pretrained checkpoint has no classifier and predicts nothing; finetune it first, or "
+                "use its embeddings (ecgfm embed)"
+            )
+        if not self.labels:
+            raise InputError(
+                f"{self.path}: has {self._network.proj.out_features} logits and does not say of what; name them with "
+                f"`ecgfm checkpoint convert {self.path} TARGET --labels LABELS` and predict with TARGET"
+            )
+
+    def check_label(self, label: str) -> int:
+        """The number of a label's logit. Raises: InputError: the model has no such label."""
+        if label not in self.labels:
+            near = difflib.get_close_matches(label, self.labels, 1)
+            hint = f"did you mean {near[0]!r}" if near else f"its labels: {', '.join(self.labels)}"
+            raise InputError(f"{self.path}: the model has no label {label!r}; {hint}")
+        return self.labels.index(label)
+
+    def outputs(
+        self, recordings: Iterable[Prepared | Refused], batch_size: int = BATCH_SIZE
+    ) -> Iterator[Outputs | Refused]:
+        """What the network makes of prepared recordings, in order; about `batch_size` segments at a time."""
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, found {batch_size}")
+        waiting: deque[Prepared | Refused] = deque()
+        n_segments = 0
+        for one in recordings:
+            waiting.append(one)
+            n_segments += 0 if isinstance(one, Refused) else len(one.prepared.segments)
+            if n_segments >= batch_size or len(waiting) >= _MOST_WAITING:
+                yield from self._answered(waiting, batch_size)
+                waiting.clear()
+                n_segments = 0
+        yield from self._answered(waiting, batch_size)
+
+    def prediction(self, outputs: Outputs) -> Prediction:
+        """The answer that some outputs mean."""
+        assert outputs.logits is not None
+        one, of_segments = outputs.recording, _sigmoid(outputs.logits)
+        how = [self.meta.aggregation.get(label, "mean") for label in self.labels]
+        _, of_record, _ = aggregate([one.record_id] * len(of_segments), of_segments, how)
+        probabilities = dict(zip(self.labels, of_record[0].tolist(), strict=True))
+        facts = one.prepared.facts
+        starts = np.arange(len(of_segments)) * (one.prepared.segments.shape[2] / self.meta.sampling_rate_hz)
+        head = pl.DataFrame({"segment_index": np.arange(len(of_segments)), "start_s": starts})
+        return Prediction(
+            record_id=one.record_id,
+            probabilities=probabilities,
+            decisions={
+                label: p >= self.meta.thresholds[label] if label in self.meta.thresholds else None
+                for label, p in probabilities.items()
+            },
+            segments=head.hstack([pl.Series(label, of_segments[:, k]) for k, label in enumerate(self.labels)]),
+            missing_leads=one.missing_leads,
+            invalid_leads=tuple(lead for lead in facts["invalid_leads"] if lead not in one.missing_leads),
+            constant_leads=tuple(facts["constant_leads"]),
+            quality=_worst(one.prepared.quality),
+            duration_s=facts["n_samples"] / facts["sampling_rate_hz"],
+            sampling_rate_hz=facts["sampling_rate_hz"],
+            remarks=one.remarks,
+        )
+
+    def embedding(self, outputs: Outputs) -> Embedding:
+        """The vectors that some outputs hold."""
+        of_record = outputs.embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return Embedding(outputs.recording.record_id, outputs.embeddings, of_record)
+
+    # ---- within
+
+    def _prepare(self, source: Source) -> Prepared | Refused:
+        facts = None
+        try:
+            if isinstance(source, EcgRecord):
+                record = source
+            else:
+                record, facts = file_record(Path(source))
+            return prepare(record, self.preparation, facts)
+        except Rejected as why:
+            name = source.record_id if isinstance(source, EcgRecord) else str(source)
+            return Refused(name, name, why)
+
+    def _answered(self, waiting: Sequence[Prepared | Refused], batch_size: int) -> Iterator[Outputs | Refused]:
+        """The recordings that wait, in batches of segments as equal as can be."""
+        prepared = [one for one in waiting if isinstance(one, Prepared)]
+        segments: list[tuple[np.ndarray, PreparedRecord]] = [
+            (segment, one.prepared) for one in prepared for segment in one.prepared.segments
+        ]
+        parts = (
+            [
+                self._ask(_batch([segments[i] for i in part]))
+                for part in np.array_split(np.arange(len(segments)), math.ceil(len(segments) / batch_size))
+            ]
+            if segments
+            else []
+        )
+        embeddings = np.concatenate([of_part for _, of_part in parts]) if parts else np.empty((0, 0))
+        of_parts = [of_part for of_part, _ in parts if of_part is not None]
+        logits = np.concatenate(of_parts) if of_parts else None
+        first = 0
+        for one in waiting:
+            if isinstance(one, Refused):
+                yield one
+                continue
+            rows = slice(first, first + len(one.prepared.segments))
+            first = rows.stop
+            outputs = Outputs(one, None if logits is None else logits[rows], embeddings[rows])
+            if not all(np.isfinite(x).all() for x in (outputs.logits, outputs.embeddings) if x is not None):
+                way_out = "use precision fp32" if self.precision == "bf16" else "take an earlier checkpoint"
+                raise InputError(
+                    f"{self.path}: its answer to {one.record_id} is not finite (NaN or infinity); {way_out}"
+                )
+            yield outputs
+
+    def _ask(self, batch: Batch) -> tuple[np.ndarray | None, np.ndarray]:
+        """(segment, label) logits, None of an encoder; (segment, width) embeddings."""
+
+        def ask(signal: Tensor) -> tuple[np.ndarray | None, np.ndarray]:
+            with torch.inference_mode(), self._autocast():
+                if isinstance(self._network, Classifier):
+                    classified = self._network(signal)
+                    return classified.logits.float().cpu().numpy(), classified.embedding.cpu().numpy()
+                return None, pool_nonzero_mean(self._network(signal).frames).cpu().numpy()
+
+        try:
+            return ask(standardise(batch, self.device))
+        except torch.OutOfMemoryError as error:
+            n, *rest = batch.digital.shape
+            raise too_large(
+                error,
+                f"{n} segments at once need more memory than {self.device} has",
+                n,
+                1,
+                lambda fewer: ask(torch.zeros(fewer, *rest, device=self.device)),
+                lambda fewer: f"--batch-size {fewer}",
+                "one does not fit either: use another device",
+            ) from error
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _saliency(self, one: Prepared, label: str | None, method: Method) -> Saliency:
+        segments = [(segment, one.prepared) for segment in one.prepared.segments]
+        signal = standardise(_batch(segments), self.device)
+        nothing = np.full(len(segments), np.nan)
+        probability, logits, probabilities, baseline_logit, error = None, nothing, nothing, math.nan, math.nan
+        if isinstance(self._network, Classifier) and self.labels:
+            (outputs,) = self.outputs([one])
+            assert isinstance(outputs, Outputs)
+            prediction = self.prediction(outputs)
+            if label is None and method == "gradient":
+                label = max(prediction.probabilities, key=lambda name: prediction.probabilities[name])
+            if label is not None:
+                probability = prediction.probabilities[label]
+                probabilities = prediction.segments[label].to_numpy()
+        if method == "attention":
+            looked_at = attention_saliency(self._network, signal).cpu().numpy()
+            shown = values = np.repeat(looked_at[:, None], len(self.meta.leads), axis=1)
+        else:
+            assert isinstance(self._network, Classifier)
+            assert label is not None
+            number = self.labels.index(label)
+            found = [integrated_gradients(self._network, segment, number) for segment in signal]
+            values = np.stack([each.values for each in found])
+            logits, baseline_logit = np.array([each.logit for each in found]), found[0].baseline_logit
+            error = max(each.completeness_error for each in found)
+            as_one = for_display(np.concatenate(values, axis=1), self.meta.sampling_rate_hz)  # one scale for all
+            shown = as_one.reshape(len(self.meta.leads), len(segments), -1).swapaxes(0, 1)
+        return Saliency(
+            one.record_id, method, label, probability, self.meta.leads, self.meta.sampling_rate_hz,
+            _signal_mv(one.prepared), values, shown, logits, baseline_logit, probabilities, error, one.remarks,
+        )  # fmt: skip
+
+
+def standardisation(per_lead: np.ndarray) -> np.ndarray:
+    """(3, lead) float32 of (4, lead) of `shards.lead_values`: scale and offset that standardise, and one standard
+    deviation in millivolt. As `ShardReader.standardisation` and `sd_mv` have them."""
+    gain, baseline, mean_mv, std_mv = per_lead
+    varies = std_mv > 0  # false for NaN: a missing lead
+    std_mv = np.where(varies, std_mv, 1.0)
+    scale = np.where(varies, 1.0 / (gain * std_mv), 0.0)
+    offset = np.where(varies, -(baseline / gain + np.where(varies, mean_mv, 0.0)) / std_mv, 0.0)
+    return np.stack([scale, offset, np.where(varies, std_mv, 0.0)]).astype(np.float32)
+
+
+def _batch(segments: Sequence[tuple[np.ndarray, PreparedRecord]]) -> Batch:
+    digital = np.stack([segment for segment, _ in segments])
+    values = np.stack([standardisation(record.per_lead) for _, record in segments], axis=1)  # (3, segment, lead)
+    return Batch(torch.arange(len(segments)), torch.from_numpy(digital), *map(torch.from_numpy, values))
+
+
+def _signal_mv(prepared: PreparedRecord) -> np.ndarray:
+    """(segment, lead, time) float64, millivolt; NaN where invalid."""
+    gain, baseline = prepared.per_lead[:2]
+    return np.stack([Digital(segment, gain, baseline).to_mv() for segment in prepared.segments])
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    probabilities: np.ndarray = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return probabilities
+
+
+def _worst(quality: Mapping[str, Any]) -> dict[str, float | str | None]:
+    """Of each value of `quality` the greatest of any lead."""
+    found: dict[str, float | str | None] = {}
+    for name in QUALITY:
+        of_leads = np.asarray(quality[f"lead_{name}"], dtype=np.float32)
+        told = of_leads[~np.isnan(of_leads)]
+        found[f"worst_{name}"] = float(str(told.max())) if len(told) else math.nan  # 0.1, not 0.10000000149
+    return found | {"suspected_reversal": quality["suspected_reversal"]}
+
+
+def _the_one(answers: Iterator[Answer | Rejected]) -> Answer:
+    (answer,) = answers
+    if isinstance(answer, Rejected):
+        raise answer
+    return answer

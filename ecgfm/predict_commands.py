@@ -1,0 +1,443 @@
+"""What `ecgfm predict`, `ecgfm embed` and `ecgfm saliency` do: answers about recordings, as files.
+
+Every recording that is listed is answered or turned away with a reason: listed = predicted + rejected. Rows are in the
+order of the recordings' ids and written as they come, so memory does not grow with their number; a file is there under
+its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from ecgfm.config import PROGRESS_BAR
+from ecgfm.contracts import check, empty_table
+from ecgfm.drawing import LONG_SECONDS, draw_ecg
+from ecgfm.ecg import InputError
+from ecgfm.files import naming
+from ecgfm.recordings import (
+    Found,
+    Prepared,
+    Refused,
+    count_records,
+    find_recordings,
+    find_slices,
+    prepare_files,
+    read_slices,
+)
+from ecgfm.saliency_page import page
+
+if TYPE_CHECKING:
+    from ecgfm.inference import Method, Model, Outputs, Prediction, Saliency
+
+PRESENT = " present"
+"""What is put behind a label's name for the column of its decision."""
+
+ROWS_TOGETHER = 4096  # a row group of Parquet; whatever the batch, so that the bytes do not depend on it
+
+TABLES, VECTORS, PICTURES = (".parquet", ".csv"), (".parquet", ".npy", ".csv"), (".png", ".html")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the recordings. rejected: reason -> how many; others: files that are no recordings, by suffix"""
+
+    listed: int
+    answered: int
+    segments: int
+    rejected: Counter[str]
+    others: Counter[str]
+    seconds: float
+    files: tuple[Path, ...]
+
+    def in_words(self, verb: str) -> list[str]:
+        """Lines to print. verb: `predicted` or `embedded`"""
+        n_rejected = self.rejected.total()
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.rejected.items()))
+        lines = [
+            f"{self.listed:,} listed = {self.answered:,} {verb} + {n_rejected:,} rejected"
+            + (f" ({reasons})" if reasons else "")
+        ]
+        if self.others:
+            most = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
+            shown = [f"{n:,} {suffix or 'without suffix'}" for suffix, n in most[:6]]
+            shown += [f"{sum(n for _, n in most[6:]):,} of other kinds"] if len(most) > 6 else []
+            lines += [f"left aside, no recordings: {', '.join(shown)}"]
+        rate = self.segments / max(self.seconds, 1e-9)
+        return [
+            *lines,
+            f"{self.segments:,} segments in {self.seconds:.1f} s, {rate:,.1f} a second",
+            *map(str, self.files),
+        ]
+
+
+def predict(
+    model: Model, inputs: Sequence[Path], out: Path, segments_out: Path | None, batch_size: int, jobs: int
+) -> Summary:
+    """Write a table of predictions, a row per recording, `.parquet` or `.csv`; beside it the rejected.
+
+    Columns: data_contracts/record_predictions.yaml; behind the labels' probabilities a column `<label> present` of 1 or
+    0 for each label that has a threshold. segments_out: a row per segment, if wanted
+
+    Raises:
+        InputError: a path that cannot be written, no recording or none that can be predicted, or a checkpoint that does
+            not predict.
+    """
+    model.check_predicts()
+    files = [out, rejects_of(out), *([segments_out] if segments_out else [])]
+    _check_outs(files, TABLES)
+    columns = prediction_columns(model)
+    labels: dict[str, Any] = dict.fromkeys(model.labels, pl.Float64())
+    of_segments = {"record_id": pl.String(), "segment_index": pl.Int64(), "start_s": pl.Float64(), **labels}
+    with ExitStack() as stack:
+        records = stack.enter_context(TableWriter(out, columns, "record_predictions"))
+        segments = stack.enter_context(TableWriter(segments_out, of_segments)) if segments_out else None
+
+        def write(outputs: Outputs) -> None:
+            prediction = model.prediction(outputs)
+            records.add(prediction_row(prediction, len(outputs.embeddings)))
+            if segments:
+                for row in prediction.segments.iter_rows(named=True):
+                    segments.add({"record_id": prediction.record_id, **row})
+
+        return _answer(model, inputs, batch_size, jobs, write, files)
+
+
+def embed(
+    model: Model, inputs: Sequence[Path], out: Path, level: Literal["record", "segment"], batch_size: int, jobs: int
+) -> Summary:
+    """Write embeddings, a row per recording or per segment, `.parquet`, `.csv` or `.npy`; beside them the rejected.
+
+    Parquet has the vector as a list; CSV in columns `embedding_0`, ...; .npy (row, width) float32, whose rows the table
+    `<out>.rows.csv` names. Raises as `predict`, but of any checkpoint.
+    """
+    files = [out, rejects_of(out)]
+    _check_outs(files[:1], VECTORS)
+    keys: dict[str, Any] = {"record_id": pl.String()}
+    keys |= {"segment_index": pl.Int64(), "start_s": pl.Float64()} if level == "segment" else {"n_segments": pl.Int64()}
+    width = model.meta.model.width
+    segment_s = model.preparation.segment_seconds
+    with ExitStack() as stack:
+        vectors: dict[str, Any] = {}
+        array: ArrayWriter | None = None
+        if out.suffix.lower() == ".npy":
+            files.insert(1, out.with_suffix(".rows.csv"))
+            array = stack.enter_context(ArrayWriter(out, width))
+        elif out.suffix.lower() == ".csv":
+            vectors = {f"embedding_{k}": pl.Float32() for k in range(width)}
+        else:
+            vectors = {"embedding": pl.List(pl.Float32())}
+        table = stack.enter_context(TableWriter(files[1] if array else out, keys | vectors))
+
+        def write(outputs: Outputs) -> None:
+            found = model.embedding(outputs)
+            rows = found.record[None] if level == "record" else found.segments
+            for index, vector in enumerate(rows):
+                place = [index, index * segment_s] if level == "segment" else [len(found.segments)]
+                if array:
+                    array.add(vector)
+                values = [vector] if "embedding" in vectors else vector.tolist() if vectors else []
+                table.add(dict(zip(keys | vectors, [found.record_id, *place, *values], strict=True)))
+
+        return _answer(model, inputs, batch_size, jobs, write, files)
+
+
+def draw_saliency(
+    model: Model, file: Path, out: Path, label: str | None, method: Method, segment: int | None
+) -> Saliency:
+    """Draw one recording with its saliency: a picture (`.png`), or a page with a picture of each segment (`.html`).
+
+    A picture with attention has up to the 10 s of an ECG's paper; with `gradient` one segment: `segment`, or that of
+    the label's highest probability.
+
+    Raises:
+        InputError, Rejected: as `Model.saliency`; a segment that is not there.
+    """
+    _check_outs([out], PICTURES)
+    found = model.saliency(file, label, method)
+    n_segments = len(found.signal_mv)
+    if segment is not None and not 0 <= segment < n_segments:
+        raise InputError(f"--segment {segment}: the recording has {n_segments}, numbered from 0")
+    if out.suffix.lower() == ".html":
+        chosen = range(n_segments) if segment is None else [segment]
+        pictures = [(index, draw_segments(found, [index])) for index in chosen]
+        content = page(found, model.meta, pictures).encode()
+    elif method == "attention" and segment is None:
+        seconds = found.signal_mv.shape[2] / found.sampling_rate_hz
+        content = draw_segments(found, range(min(n_segments, max(round(LONG_SECONDS / seconds), 1))))
+    else:
+        content = draw_segments(found, [int(np.argmax(found.probabilities)) if segment is None else segment])
+    with naming(out):
+        out.write_bytes(content)
+    return found
+
+
+def draw_segments(found: Saliency, segments: Sequence[int]) -> bytes:
+    """A PNG of adjacent segments on ECG paper with their saliency."""
+    chosen = list(segments)
+    signal_mv = np.concatenate(found.signal_mv[chosen], axis=1)
+    shown = np.concatenate(found.shown[chosen], axis=1)
+    seconds = found.signal_mv.shape[2] / found.sampling_rate_hz
+    where = "" if len(found.signal_mv) == len(chosen) else f", from {chosen[0] * seconds:g} s"
+    what = "" if found.label is None else f": {found.label}, probability {found.probability:.3f}"
+    return draw_ecg(
+        signal_mv,
+        found.sampling_rate_hz,
+        shown[0] if found.method == "attention" else shown,
+        title=f"{found.record_id}{where}{what}",
+        leads=found.leads,
+    )
+
+
+# ---- the tables
+
+
+def prediction_columns(model: Model) -> dict[str, Any]:
+    """The columns of the table of predictions, in order, with their types.
+
+    Raises:
+        InputError: a label is called like one of the other columns.
+    """
+    fixed = dict(empty_table("record_predictions").schema)
+    names = [*model.labels, *(f"{label}{PRESENT}" for label in model.labels if label in model.meta.thresholds)]
+    if taken := sorted({name for name in names if name in fixed or names.count(name) > 1}):
+        raise InputError(f"{model.path}: the label {taken[0]!r} is called like another column; convert it with others")
+    of_labels = {name: pl.Float64() if name in model.labels else pl.Int8() for name in names}
+    first = ("record_id", "n_segments")
+    return {name: fixed.pop(name) for name in first} | of_labels | fixed
+
+
+def prediction_row(prediction: Prediction, n_segments: int) -> dict[str, Any]:
+    """A prediction as a row of the table of predictions."""
+    decided = {
+        f"{label}{PRESENT}": int(decision) for label, decision in prediction.decisions.items() if decision is not None
+    }
+    return {
+        "record_id": prediction.record_id,
+        "n_segments": n_segments,
+        **prediction.probabilities,
+        **decided,
+        "duration_s": prediction.duration_s,
+        "sampling_rate_hz": prediction.sampling_rate_hz,
+        "missing_leads": " ".join(prediction.missing_leads),
+        "invalid_leads": " ".join(prediction.invalid_leads),
+        "constant_leads": " ".join(prediction.constant_leads),
+        **prediction.quality,
+        "remarks": "; ".join(prediction.remarks),
+    }
+
+
+def rejects_of(out: Path) -> Path:
+    """Where the rejected of `out` are written: beside it, Parquet with Parquet and else CSV."""
+    return out.with_suffix(".rejects.parquet" if out.suffix.lower() == ".parquet" else ".rejects.csv")
+
+
+class _Sink(Protocol):
+    def write(self, table: pl.DataFrame) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TableWriter:
+    """A Parquet or CSV table, row by row. Use as a context manager; without an error the file is whole at the end.
+
+    Numbers of a CSV have 9 significant digits; what is null or NaN is empty. Null for NaN in Parquet too.
+    """
+
+    def __init__(self, path: Path, columns: Mapping[str, Any], contract: str = "") -> None:
+        self.path = path
+        self._columns = dict(columns)
+        self._contract = contract
+        self._rows: list[Mapping[str, Any]] = []
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._sink: _Sink = (_Parquet if path.suffix.lower() == ".parquet" else _Csv)(self._partial, self._columns)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One more row, of all columns."""
+        self._rows.append(row)
+        if len(self._rows) >= ROWS_TOGETHER:
+            self._write()
+
+    def _write(self) -> None:
+        names = list(self._columns)
+        table = pl.DataFrame({name: [row[name] for row in self._rows] for name in names}, schema=self._columns)
+        table = table.with_columns(pl.selectors.float().fill_nan(None))
+        if self._contract:
+            check(table.drop(name for name in names if self._columns[name] == pl.Int8()), self._contract)
+        with naming(self.path):
+            self._sink.write(table)
+        self._rows.clear()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._rows:
+                self._write()
+        finally:
+            with naming(self.path):
+                self._sink.close()
+            _keep(self._partial, self.path, kind is None)
+
+
+class _Parquet:
+    def __init__(self, path: Path, columns: Mapping[str, Any]) -> None:
+        import pyarrow.parquet  # type: ignore[import-untyped]
+
+        schema = pl.DataFrame(schema=dict(columns)).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        self._writer: Any = pyarrow.parquet.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+
+    def write(self, table: pl.DataFrame) -> None:
+        self._writer.write_table(table.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Csv:
+    def __init__(self, path: Path, columns: Mapping[str, Any]) -> None:
+        self._file: IO[str] = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed by `close`
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._writer.writerow(columns)
+
+    def write(self, table: pl.DataFrame) -> None:
+        for row in table.iter_rows():
+            self._writer.writerow(["" if x is None else f"{x:.9g}" if isinstance(x, float) else x for x in row])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class ArrayWriter:
+    """A .npy file, (row, width) float32, row by row; its head is written again when the rows are counted."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self.path = path
+        self._width, self._n_rows = width, 0
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._file = open(self._partial, "wb")  # noqa: SIM115 - closed by `__exit__`
+        self._file.write(self._head())
+
+    def _head(self) -> bytes:
+        """numpy leaves room in it for a first axis that grows."""
+        head = io.BytesIO()
+        described = {"descr": "<f4", "fortran_order": False, "shape": (self._n_rows, self._width)}
+        np.lib.format.write_array_header_1_0(head, described)
+        return head.getvalue()
+
+    def add(self, vector: np.ndarray) -> None:
+        """One more row, (width,)."""
+        with naming(self.path):
+            self._file.write(np.ascontiguousarray(vector, "<f4").tobytes())
+        self._n_rows += 1
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with naming(self.path):
+            self._file.seek(0)
+            self._file.write(self._head())
+            self._file.close()
+        _keep(self._partial, self.path, kind is None)
+
+
+# ---- the parts
+
+
+def _answer(
+    model: Model,
+    inputs: Sequence[Path],
+    batch_size: int,
+    jobs: int,
+    write: Callable[[Outputs], None],
+    files: Sequence[Path],
+) -> Summary:
+    """Ask the model about all recordings, in order; what was turned away goes to the table of the rejected."""
+    started = time.perf_counter()
+    n_listed, recordings, others = _listed(model, inputs, jobs)
+    n_answered, n_segments = 0, 0
+    rejected: Counter[str] = Counter()
+    first = ""
+    rejects = next(path for path in files if path.suffixes[-2:-1] == [".rejects"])
+    with (
+        TableWriter(rejects, empty_table("prediction_rejects").schema, "prediction_rejects") as refused,
+        tqdm(desc="records", total=n_listed, unit=" records", **PROGRESS_BAR) as bar,
+    ):
+        for outputs in model.outputs(recordings, batch_size):
+            if isinstance(outputs, Refused):
+                rejected[outputs.why.reason] += 1
+                first = first or f"{outputs.record_id}: {outputs.why}"
+                row = (outputs.record_id, outputs.path, outputs.why.reason, outputs.why.detail)
+                refused.add(dict(zip(("record_id", "path", "reason", "detail"), row, strict=True)))
+            else:
+                n_answered += 1
+                n_segments += len(outputs.embeddings)
+                write(outputs)
+            bar.update()
+    assert n_listed == n_answered + rejected.total()
+    if not n_answered:
+        raise InputError(
+            f"none of {n_listed:,} recording{'s' * (n_listed != 1)} can be used; {first}"
+            + f"; all in {rejects}" * (n_listed > 1)
+        )
+    return Summary(n_listed, n_answered, n_segments, rejected, others, time.perf_counter() - started, tuple(files))
+
+
+def _listed(model: Model, inputs: Sequence[Path], jobs: int) -> tuple[int, Iterator[Prepared | Refused], Counter[str]]:
+    """How many recordings there are, each of them prepared, and the files that are none."""
+    slices = [find_slices(given) for given in inputs]
+    if any(slices):
+        if not all(slices):
+            raw = next(given for given, found in zip(inputs, slices, strict=True) if not found)
+            raise InputError(f"{raw}: expected prepared records as in the other inputs, found none; ask about it alone")
+        chosen = list(dict.fromkeys(path for found in slices for path in found))
+        return count_records(chosen), read_slices(chosen, model.preparation), Counter()
+    found: Found = find_recordings(inputs)
+    return len(found.recordings), prepare_files(found.recordings, model.preparation, jobs), found.others
+
+
+def _check_outs(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
+    """Before anything is asked: that the answers can be written.
+
+    Raises:
+        InputError: a suffix that is not known, a folder that is not there or cannot be written, a file twice.
+    """
+    if len(set(paths)) < len(paths):
+        raise InputError(f"--out and --segments must be two files, found {paths[0]} twice")
+    for path in paths:
+        if path.suffix.lower() not in suffixes:
+            expected = " or ".join(suffixes)
+            raise InputError(f"{path}: expected a file named {expected}, found {path.suffix or 'no suffix'}")
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise InputError(f"{path}: no folder {path.parent} to write into; make it first")
+        if path.is_dir() or not os.access(folder, os.W_OK):
+            raise InputError(f"{path}: cannot be written ({'a folder' if path.is_dir() else 'no permission'})")
+
+
+def _keep(partial: Path, path: Path, whole: bool) -> None:
+    if whole:
+        os.replace(partial, path)
+    else:
+        with suppress(FileNotFoundError):
+            partial.unlink()
