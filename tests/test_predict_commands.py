@@ -6,6 +6,7 @@ import base64
 import csv
 import dataclasses
 import html.parser
+import io
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import write_wfdb16
+from matplotlib.image import imread
 from polars.testing import assert_frame_equal
 from training_data import TINY
 from typer.testing import CliRunner
@@ -23,6 +25,7 @@ from typer.testing import CliRunner
 from ecgfm import checkpoints, predict_commands
 from ecgfm.checkpoints import Meta
 from ecgfm.contracts import check, contract
+from ecgfm.drawing import draw_ecg
 from ecgfm.ecg import LEADS, REJECT_REASONS
 from ecgfm.inference import Prediction, load
 from ecgfm.model import Classifier, PretrainModel
@@ -384,3 +387,23 @@ def test_every_vendor_file_is_answered_or_has_a_reason(checkpoint: Path, shared:
     on_disk = {str(p.relative_to(shared / "data/vendor")) for p in (shared / "data/vendor").rglob("*") if p.is_file()}
     aside = on_disk - answered - set(reasons)
     assert {Path(name).suffix for name in aside} <= {".txt", ".xsd", ".json"}
+
+
+def test_each_leads_own_shading_lies_behind_it_alone() -> None:
+    """Twelve leads of 2 s are drawn in six rows of two: V1 is the first on the right."""
+    random = np.random.default_rng(0)
+    signal_mv, nothing = random.normal(scale=0.1, size=(12, 1000)), np.zeros((12, 1000), np.float32)
+    pictures = {}
+    for name, size in (("none", 0.0), ("for", 1.0), ("against", -1.0)):
+        shading = nothing.copy()
+        shading[LEADS.index("V1")] = size
+        pictures[name] = imread(io.BytesIO(draw_ecg(signal_mv, 500, shading)))[..., :3]
+    height, width = pictures["none"].shape[:2]
+    for name, strongest in (("for", 2), ("against", 0)):
+        rows, columns = np.nonzero((pictures[name] != pictures["none"]).any(axis=2))
+        assert rows.max() < 0.3 * height
+        assert columns.min() > 0.45 * width
+        tint = (pictures[name] - pictures["none"])[rows, columns].mean(axis=0)
+        assert tint.argmax() == strongest, "blue speaks for the label, orange against it"
+    with pytest.raises(ValueError, match=r"a saliency \(time,\) or \(12, time\)"):
+        draw_ecg(signal_mv, 500, nothing[:3])
