@@ -47,6 +47,9 @@ class Kill:
 STAGES = ("synthesize", "list synthetic", "prepare synthetic", "audit", "manifests", "pretrain", "finetune", "evaluate")
 
 
+OWN_PROCESS, STARTS_S = STAGES[-3:], 4.0  # which import torch first
+
+
 def making(run: Run) -> str:
     """What a run was making, from what it printed."""
     begun = [line for line in run.lines if ": to make:" in line or ": made in" in line]
@@ -77,7 +80,7 @@ def test_killed_at_random_moments_the_next_run_ends_at_the_same_bytes(tmp_path: 
             run, started = Run(command, mark), time.monotonic()
             if not run.until(f"{stage}"):
                 continue  # it was made before the kill before
-            time.sleep(rng.uniform(0, 1.5 * seconds[stage] + 0.5))
+            time.sleep(rng.uniform(0, 1.2 * seconds[stage] + (STARTS_S if stage in OWN_PROCESS else 0.5)))
             after_s, alone = time.monotonic() - started, len(kills) % 2 == 1
             if alone:
                 run.process.send_signal(signal.SIGKILL)
@@ -101,7 +104,8 @@ def test_killed_at_random_moments_the_next_run_ends_at_the_same_bytes(tmp_path: 
         assert outputs(data_dir) == expected
         assert (half_made(data_dir), locked(data_dir)) == ([], [])
         assert small_demo.wait_until_gone(f"{data_dir}-last", PATIENCE_S) == []
-        assert {one.state for one in find_runs(data_dir)} == {"killed", "completed"}
+        # killed after its last stage a run leaves nothing to do: the next one is no run
+        assert {one.state for one in find_runs(data_dir)} <= {"killed", "completed"}
         if table := os.environ.get("ECGFM_ENDURANCE_TABLE"):
             Path(table).write_text("".join(f"{kill.row()}\n" for kill in kills))
 

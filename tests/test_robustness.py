@@ -474,3 +474,21 @@ def test_ctrl_c_is_one_line_at_any_moment_and_the_next_run_goes_on(tmp_path: Pat
     assert last.end() == 0, last.errors()
     assert outputs(data_dir) == outputs(undisturbed)
     assert (half_made(data_dir), locked(data_dir)) == ([], [])
+
+
+def test_ctrl_c_while_the_program_is_still_starting_is_one_line() -> None:
+    """All that is imported takes half a second, which is when one notices a mistake in what one typed."""
+    stopped = 0
+    for delay_s in (0.15, 0.2, 0.3, 0.4, 0.5, 0.7):
+        started = subprocess.Popen(
+            [sys.executable, "-m", "flows", "pipelines"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(delay_s)
+        started.send_signal(signal.SIGINT)
+        _, said = started.communicate(timeout=60)
+        assert "Traceback" not in said
+        assert len(said.splitlines()) <= 1
+        early = started.returncode == -signal.SIGINT and not said  # before Python itself had begun
+        assert early or started.returncode in (0, 130), said
+        stopped += started.returncode == 130
+    assert stopped
