@@ -53,7 +53,7 @@ PIPELINE = {
         "max_steps": 4, "batch_pairs": 4, "accumulate": 1, "learning_rate": 1e-3, "n_negatives": 10, "valid_every": 2,
         "save_every": 2, "device": "cpu",
     },
-    "finetune": {"max_epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "freeze_extractor": False, "device": "cpu"},
+    "finetune": {"max_epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "warmup_epochs": 0, "device": "cpu"},
     "evaluate": {"bootstrap_samples": 50, "device": "cpu"},
 }  # fmt: skip
 
@@ -189,7 +189,14 @@ def test_equal_inputs_elsewhere_give_equal_bytes(inputs: dict[str, Any], out: Pa
     again.mkdir()
     evaluate(moved, config(), again)
     names = {path.name for path in again.iterdir()}
-    assert names == {"predictions.parquet", "embeddings.parquet", "metrics.json", "report.html", "summary.md"}
+    assert names == {
+        "predictions.parquet",
+        "embeddings.parquet",
+        "metrics.json",
+        "report.html",
+        "summary.md",
+        "roc.svg",
+    }
     for name in names:
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
 
