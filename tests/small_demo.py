@@ -153,12 +153,12 @@ class Run:
             start_new_session=True,
         )
 
-    def until(self, words: str) -> bool:
-        """Wait until it prints a line with these words; whether it did before it ended."""
+    def until(self, *words: str) -> bool:
+        """Wait until it prints a line with one of these words; whether it did before it ended."""
         assert self.process.stdout
         for line in self.process.stdout:
             self.lines.append(line.strip())
-            if words in line:
+            if any(word in line for word in words):
                 return True
         return False
 

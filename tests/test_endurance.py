@@ -47,7 +47,11 @@ class Kill:
 STAGES = ("synthesize", "list synthetic", "prepare synthetic", "audit", "manifests", "pretrain", "finetune", "evaluate")
 
 
-OWN_PROCESS, STARTS_S = STAGES[-3:], 4.0  # which import torch first
+BEGUN = {
+    "pretrain": ("pretrain: step", "pretrain: going on", "pretrain: cached"),
+    "finetune": ("finetune: epoch", "finetune: going on", "finetune: cached"),
+}
+"""Stage -> what a run prints when it is in the midst of it; of the others, and of evaluate, their name will do."""
 
 
 def making(run: Run) -> str:
@@ -78,9 +82,9 @@ def test_killed_at_random_moments_the_next_run_ends_at_the_same_bytes(tmp_path: 
         for stage in sorted(rng.sample(STAGES, A_ROUND), key=STAGES.index):
             mark = f"{data_dir}-{len(kills)}"
             run, started = Run(command, mark), time.monotonic()
-            if not run.until(f"{stage}"):
+            if not run.until(*BEGUN.get(stage, (stage,))):
                 continue  # it was made before the kill before
-            time.sleep(rng.uniform(0, 1.2 * seconds[stage] + (STARTS_S if stage in OWN_PROCESS else 0.5)))
+            time.sleep(rng.uniform(0, 1.2 * seconds[stage] + 0.5) * (0.4 if stage in BEGUN else 1.0))
             after_s, alone = time.monotonic() - started, len(kills) % 2 == 1
             if alone:
                 run.process.send_signal(signal.SIGKILL)
