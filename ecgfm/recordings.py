@@ -22,7 +22,7 @@ from ecgfm.contracts import read_table
 from ecgfm.ecg import EcgRecord, FileFacts, InputError, Rejected
 from ecgfm.formats import FORMATS, identify, read_file, wfdb
 from ecgfm.formats.wfdb_header import read_header
-from ecgfm.prepare import PreparedRecord, prepare_record
+from ecgfm.prepare import BLOCK_BYTES, TOGETHER, PreparedRecord, prepare_record
 from ecgfm.processes import ordered_map, worthwhile
 from ecgfm.shards import PER_LEAD, ShardReader
 from ecgfm.sources.own import folders
@@ -138,7 +138,25 @@ def prepare_files(
     recordings: Sequence[Recording], config: PrepareConfig, jobs: int = 0
 ) -> Iterator[Prepared | Refused]:
     """`prepare_file` of each, in order, by up to `jobs` processes (0: one per core). Few are in memory at a time."""
-    yield from ordered_map(partial(prepare_file, config), recordings, worthwhile(len(recordings), jobs))
+    blocks = (recordings[first : first + TOGETHER] for first in range(0, len(recordings), TOGETHER))
+    for done, rest in ordered_map(partial(_prepare_block, config), blocks, worthwhile(len(recordings), jobs)):
+        yield from done
+        for recording in rest:
+            yield prepare_file(config, recording)
+
+
+def _prepare_block(
+    config: PrepareConfig, recordings: Sequence[Recording]
+) -> tuple[list[Prepared | Refused], Sequence[Recording]]:
+    """Some recordings, and those that are left because these are as many bytes as one process may hold."""
+    done: list[Prepared | Refused] = []
+    n_bytes = 0
+    for number, recording in enumerate(recordings, start=1):
+        done.append(one := prepare_file(config, recording))
+        n_bytes += one.prepared.segments.nbytes if isinstance(one, Prepared) else 0
+        if n_bytes > BLOCK_BYTES:
+            return done, recordings[number:]
+    return done, ()
 
 
 def prepare(record: EcgRecord, config: PrepareConfig, facts: FileFacts | None = None) -> Prepared:

@@ -510,3 +510,13 @@ def test_the_package_gives_its_api_without_loading_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "ecgfm.inference"
+
+
+def test_large_recordings_are_held_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        write_wfdb16(tmp_path, f"r{number}", beats(30, seed=number), suffix=".dat")
+    found, config = find_recordings([tmp_path]).recordings, inference.PrepareConfig()
+    expected = list(prepare_files(found, config))
+    monkeypatch.setattr("ecgfm.recordings.BLOCK_BYTES", 1)
+    assert [one.record_id for one in prepare_files(found, config)] == [one.record_id for one in expected]
+    assert [one.record_id for one in expected] == [f"r{number}.hea" for number in range(5)]
