@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ecgfm import published
-from ecgfm.config import STRICT, ModelConfig, Share, from_dict, to_dict
+from ecgfm.config import STRICT, ModelConfig, Positive, Share, from_dict, to_dict
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.files import content_at, digest_of, sha256_of, sync
 from ecgfm.model import PRETRAINING_HEADS, Classifier, Encoder, PretrainModel
@@ -61,7 +61,9 @@ class Meta:
         whole record; 0 where it does not vary
     labels: what each logit is, in order; empty where pretrained, and where a published file does not say
     aggregation: label -> how a record's probability comes from its segments'
-    thresholds: label -> the probability of a record from which on it is called present; empty where none was chosen
+    temperature: label -> what a record's logit is divided by to give its calibrated probability; 1 where not named
+    thresholds: label -> the calibrated probability of a record from which on it is called present; empty where none was
+        chosen
     training_data: what was trained on -> digest of its content (`training_data` below)
     progress: the caller's own, as JSON: position in the data, best score so far
     versions: of the libraries that wrote it; `save` fills them in
@@ -77,6 +79,7 @@ class Meta:
     step: int = 0
     labels: tuple[str, ...] = ()
     aggregation: dict[str, Aggregation] = dataclasses.field(default_factory=dict)
+    temperature: dict[str, Positive] = dataclasses.field(default_factory=dict)
     thresholds: dict[str, Share] = dataclasses.field(default_factory=dict)
     training_data: dict[str, str] = dataclasses.field(default_factory=dict)
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -86,8 +89,8 @@ class Meta:
     def __post_init__(self) -> None:
         if len(self.leads) != self.model.n_leads:
             raise ValueError(f"leads must be {self.model.n_leads}, as the model takes, and are {len(self.leads)}")
-        for name, of_label in (("aggregation", self.aggregation), ("thresholds", self.thresholds)):
-            if set(of_label) - set(self.labels):
+        for name in ("aggregation", "temperature", "thresholds"):
+            if set(getattr(self, name)) - set(self.labels):
                 raise ValueError(f"{name} must be of the labels, and names others")
 
 
@@ -189,6 +192,12 @@ def steps(directory: Path) -> dict[int, Path]:
 def latest(directory: Path) -> Path | None:
     """The complete checkpoint of the highest step below `directory`; None where there is none."""
     return next(reversed(steps(directory).values()), None)
+
+
+def meant_by(path: Path) -> Path | None:
+    """The checkpoint to start from: what lies at `path`, or of a training run's directory the latest; None where that
+    has none."""
+    return path if path.is_file() or (path / META).is_file() else latest(path)
 
 
 def mark_best(directory: Path, step: int) -> None:

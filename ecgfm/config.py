@@ -14,8 +14,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from cronsim import CronSim, CronSimError
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from ecgfm.ecg import LEADS, InputError, Lead
 
@@ -287,37 +288,93 @@ class PretrainConfig:
     )
 
 
+PUBLISHED: Mapping[str, Any] = {
+    "mode": "frozen",
+    "max_epochs": 140,
+    "learning_rate": 1e-6,
+    "layer_decay": 1.0,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "patience_epochs": 0,
+}
+"""Where ECG-FM's finetuning differs from FinetuneConfig's defaults (McKeen et al. 2025, JAMIA Open, ooaf122)."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class FinetuneConfig:
     """Supervised training on labelled segments.
 
+    recipe: what the values are that are not given: `layerwise`, those below; `published`, ECG-FM's (`PUBLISHED`): one
+        small learning rate for all layers, a frozen extractor, 140 epochs. See docs/training.md for their sources
+    mode: what is trained: `full`, everything; `frozen`, all but the convolutional feature extractor; `linear`, the
+        classifier alone
     init: start from the pretrained encoder, or from `random` weights (the supervised baseline)
-    layer_decay: learning rate of each layer relative to the one above it; 1 is the published flat recipe
-    freeze_extractor: the convolutional feature extractor is not trained (published: true)
+    checkpoint: start from this pretrained checkpoint, and do not pretrain: a directory (a checkpoint, or the output of
+        a pretrain stage, of which the last is meant) or a published .pt file; in a pipelines file relative to it.
+        Its content is an input of the stage, so that its path does not count
+    learning_rate: of the top layer; where not given, 1e-3 (published: 1e-5) with mode `linear`, and, published, 1e-5
+        with random weights
+    layer_decay: learning rate of each layer relative to the one above it; where not given, 1 with random weights
+    schedule: after the warm-up: `constant`, or `cosine`: half a turn down to 0 at the end of the last epoch
+    loss: binary cross-entropy of each label; `focal` or `asymmetric` weigh down what is right already (supervised.py)
+    pos_weight: with `bce`, weigh positives by negatives / positives of the train split
+    subset: share of the training patients, as in PretrainConfig; which ones, `subset_seed` says, and a smaller share is
+        part of a larger one of the same seed
     """
 
+    recipe: Literal["layerwise", "published"] = "layerwise"
+    mode: Literal["full", "frozen", "linear"] = "full"
     init: Literal["pretrained", "random"] = "pretrained"
-    max_epochs: AtLeastOne = 140
+    checkpoint: str | None = None
+    max_epochs: AtLeastOne = 50
     batch_size: AtLeastOne = 256
-    learning_rate: Positive = 1e-6
+    learning_rate: Positive = 1e-4
     head_learning_rate: Positive | None = None  # None: as learning_rate
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    warmup_steps: Count = 0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.98)
     adam_eps: Positive = 1e-8
     dropout: Share = 0.0
     activation_dropout: Share = 0.1
-    freeze_extractor: bool = True
     lead_mask_probability: Share = 0.0
-    subset: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the training patients, as in PretrainConfig
+    subset: Annotated[float, Field(gt=0, le=1)] = 1.0
+    subset_seed: Count = 0
     precision: Precision = "bf16"  # of the matrix products in training, as in PretrainConfig; validation is in fp32
-    pos_weight: bool = True  # weigh positives by negatives / positives of the train split
-    patience_epochs: Count = 0  # stop after so many epochs without a better valid AUPRC; 0: never
+    loss: Literal["bce", "focal", "asymmetric"] = "bce"
+    pos_weight: bool = True
+    focal_gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    focal_alpha: Share | None = 0.25  # the share of positives in the loss; None: no such weight
+    asymmetric_gamma_positive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    asymmetric_gamma_negative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
+    asymmetric_margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    patience_epochs: Count = 10  # stop after so many epochs without a better valid AUPRC; 0: never
     seed: int = 0
     device: str = "auto"
     loader_workers: Count = 0
-    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device", "loader_workers"})
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"checkpoint", "device", "loader_workers"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        if isinstance(given, ArgsKwargs):
+            return ArgsKwargs(given.args, _by_recipe(given.kwargs or {}))
+        return _by_recipe(given) if isinstance(given, dict) else given
+
+
+def _by_recipe(given: dict[str, Any]) -> dict[str, Any]:
+    """Of FinetuneConfig: what the recipe, mode and init say where nothing is given, so that a config shows what it
+    means."""
+    published, random = given.get("recipe") == "published", given.get("init") == "random"
+    values: dict[str, Any] = dict(PUBLISHED) if published else {}
+    if given.get("mode") == "linear":
+        values["learning_rate"] = 1e-5 if published else 1e-3
+    if random and published:
+        values["learning_rate"] = 1e-5
+    elif random:
+        values["layer_decay"] = 1.0  # there is nothing in the lower layers to spare
+    return values | given
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -515,6 +572,8 @@ def read_pipelines(path: Path) -> dict[str, dict[str, Any]]:
 def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipeline:
     """The pipeline `name` of the file `path`, with `overrides` such as `pretrain.max_steps=200` put in.
 
+    `finetune.checkpoint` is relative to the file, or, among the overrides, to the working directory.
+
     Raises:
         InputError: no such pipeline, an unknown key, a wrong value.
     """
@@ -522,6 +581,9 @@ def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipel
     if name not in pipelines:
         raise InputError(f"{path.name}: no pipeline {name!r}; it has {', '.join(sorted(pipelines))}")
     values = pipelines[name]
+    finetune = values.get("finetune")
+    if isinstance(finetune, dict) and isinstance(finetune.get("checkpoint"), str):
+        finetune["checkpoint"] = str(path.absolute().parent / Path(finetune["checkpoint"]).expanduser())
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

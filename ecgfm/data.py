@@ -225,11 +225,11 @@ def visits_from(
         yield from of_epoch[max(first - start, 0) : stop - start]
 
 
-def subset(keys: Sequence[str | None], fallback: Sequence[str], share: float) -> np.ndarray:
+def subset(keys: Sequence[str | None], fallback: Sequence[str], share: float, seed: int = 0) -> np.ndarray:
     """Which examples belong to a share of the patients: (example,) bool.
 
-    A patient is in by the hash of its id alone: the same ones whatever else is there, in whatever order, in every
-    manifest; those of a smaller share are among those of a larger one, and a share of 1 has all.
+    A patient is in by the hash of its id and the seed alone: the same ones whatever else is there, in whatever order,
+    in every manifest; those of a smaller share are among those of a larger one, and a share of 1 has all.
 
     keys: `patient_id` of each example, None where unknown
     fallback: `record_id` of each example, which stands in for an unknown patient
@@ -240,16 +240,17 @@ def subset(keys: Sequence[str | None], fallback: Sequence[str], share: float) ->
     if share == 1 and len(keys):
         return np.ones(len(keys), bool)
     identities = [key or other for key, other in zip(keys, fallback, strict=True)]
-    within = {identity for identity in set(identities) if _place(identity) < share}
+    within = {identity for identity in set(identities) if _place(identity, seed) < share}
     chosen = np.array([identity in within for identity in identities], bool)
     if not chosen.any():
         raise InputError(f"subset: a share of {share:g} leaves none of {len(chosen):,} examples; use a larger one")
     return chosen
 
 
-def _place(identity: str) -> float:
+def _place(identity: str, seed: int) -> float:
     """Uniform on [0, 1), and nothing to do with the hash that splits are made by."""
-    digest = blake2b(identity.encode(), digest_size=8, person=b"ecgfm-subset").digest()
+    salt = seed.to_bytes(8, "little")
+    digest = blake2b(identity.encode(), digest_size=8, person=b"ecgfm-subset", salt=salt).digest()
     return (int.from_bytes(digest) >> 11) / 2**53  # as many bits as a float has: 1 is never reached
 
 

@@ -26,6 +26,7 @@ from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare,
 from ecgfm.model import Classifier, Encoder
 from ecgfm.predict import (
     Labelled,
+    calibrated,
     checkpoint_for,
     read_labelled,
     record_probabilities,
@@ -38,6 +39,14 @@ from ecgfm.splits import SPLITS
 
 NORMAL_CODES = frozenset({"426783006", "NORM"})
 """Codes of an unremarkable ECG: sinus rhythm in SNOMED CT, and PTB-XL's normal ECG (behind its level's name)."""
+
+
+_LOSSES = {"bce": "binary cross-entropy", "focal": "focal loss", "asymmetric": "asymmetric loss"}
+_MODES = {
+    "full": "all parameters",
+    "frozen": "all but the convolutional feature extractor",
+    "linear": "the classifier alone",
+}
 
 
 class Choice(NamedTuple):
@@ -63,7 +72,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     space = read_label_space(inputs["manifests"] / "label_space.yaml")
     splits = {split: read_labelled(inputs["manifests"], split, space) for split in SPLITS}
     finetuned = _checkpoint(checkpoints.best(inputs["finetune"]), inputs["finetune"], "finetuned", shards)
-    pretrained = _checkpoint(checkpoints.latest(inputs["pretrain"]), inputs["pretrain"], "pretrained", shards)
+    pretrained = _checkpoint(checkpoints.meant_by(inputs["pretrain"]), inputs["pretrain"], "pretrained", shards)
     if list(finetuned.meta.labels) != space.names:
         raise InputError(
             f"{finetuned.path}: expected the labels {', '.join(space.names)}, "
@@ -78,7 +87,8 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         labelled = splits[split]
         logits = segment_outputs(model, labelled.segments, shards, config.batch_size, device, config.precision).logits
         assert logits is not None
-        predictions[split], n_segments = record_probabilities(logits, labelled, space)
+        raw, n_segments = record_probabilities(logits, labelled, space)
+        predictions[split] = calibrated(raw, space.names, finetuned.meta.temperature)
         head = pl.DataFrame({"record_id": labelled.record_ids, "split": split, "n_segments": n_segments})
         tables.append(head.hstack(pl.DataFrame(predictions[split], schema=space.names)))
     write_table(pl.concat(tables), "predictions", out / "predictions.parquet")
@@ -337,6 +347,19 @@ def _draw(
 
 
 def _pretraining(directory: Path, checkpoint: checkpoints.Checkpoint) -> Training:
+    if checkpoint.path == directory:  # made elsewhere: `finetune.checkpoint`
+        return Training(
+            name="Pretraining",
+            facts=[
+                ("start", "the checkpoint that finetune.checkpoint names, made elsewhere"),
+                ("architecture", _architecture(checkpoint.model_config)),
+                ("parameters", f"{sum(tensor.numel() for tensor in checkpoint.state.values()):,}"),
+                ("digest", checkpoints.digest(checkpoint.state)),
+            ],
+            config={},
+            rows=[],
+            caption="Its training was no part of this run.",
+        )
     config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
     segments = 2 * config["batch_pairs"] * config["accumulate"]
     return Training(
@@ -360,8 +383,9 @@ def _finetuning(directory: Path, checkpoint: checkpoints.Checkpoint) -> Training
     return Training(
         name="Finetuning",
         facts=[
-            ("objective", "binary cross-entropy per finding; unknown labels teach nothing"),
+            ("objective", f"{_LOSSES[config['loss']]} per finding; unknown labels teach nothing"),
             ("start", start),
+            ("trained", _MODES[config["mode"]]),
             ("parameters", f"{sum(tensor.numel() for tensor in checkpoint.state.values()):,}"),
             (
                 "evaluated",

@@ -1,7 +1,7 @@
 """Supervised training on labelled segments, from a pretrained encoder or from random weights.
 
-The published recipe is flat; layer-wise learning-rate decay (`layer_decay`, Clark et al. 2020, arXiv 2003.10555) is
-what independent work found decisive for this encoder.
+What is trained, and how fast, is `mode`'s and the recipe's affair (`FinetuneConfig`, docs/training.md): by default all,
+each layer slower than the one above it, which independent work found decisive for this encoder.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ecgfm import checkpoints
+from ecgfm.calibration import fit_temperatures, logits_of
 from ecgfm.config import PROGRESS_BAR, FinetuneConfig, content_of
 from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, too_large, visits_from
 from ecgfm.ecg import InputError
@@ -27,11 +27,20 @@ from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
 from ecgfm.metrics import best_f1_threshold, point_scores
 from ecgfm.model import Classifier
-from ecgfm.predict import Labelled, checkpoint_for, read_labelled, record_probabilities, segment_outputs
+from ecgfm.predict import (
+    Labelled,
+    calibrated,
+    checkpoint_for,
+    read_labelled,
+    record_probabilities,
+    segment_outputs,
+)
+from ecgfm.supervised import positive_weight, supervised_loss
 from ecgfm.training import (
     Log,
     Randomness,
     SavesOnSigterm,
+    cosine,
     diverged,
     divide_gradients,
     prune,
@@ -48,11 +57,11 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
     """Train, and write checkpoints `step_<n>/`, `best.json`, `metrics.jsonl`, `timings.jsonl` and `config.yaml`.
 
     After each epoch the valid records are predicted; the checkpoint of the highest macro AUPRC is the one marked best.
-    Resuming and SIGTERM as in `pretrain`.
+    Each has the temperatures and thresholds that were fitted to them. Resuming and SIGTERM as in `pretrain`.
 
     inputs: `manifests`, the directory of `labelled_{train,valid}.parquet` and `label_space.yaml`; `slices`, the
-        directories of the prepared slices; `pretrain`, the directory of a pretraining run, whose architecture is also
-        that of random weights
+        directories of the prepared slices; `pretrain`, the directory of a pretraining run, of which the last checkpoint
+        is meant, or a checkpoint. Its architecture is also that of random weights
 
     Raises:
         InputError: no segment or a label without both classes to train on, an encoder of other segments than these, no
@@ -61,24 +70,15 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
     device = pick_device(config.device)
     shards = Shards(inputs["slices"])
     space = read_label_space(inputs["manifests"] / "label_space.yaml")
-    train = read_labelled(inputs["manifests"], "train", space, config.subset)
+    train = read_labelled(inputs["manifests"], "train", space, config.subset, config.subset_seed)
     valid = read_labelled(inputs["manifests"], "valid", space)
     places = shards.places(train.segments)[:, None]
-    weights = positive_weight(train.labels, space) if config.pos_weight else torch.ones(len(space.labels))
+    weighted = config.loss == "bce" and config.pos_weight
+    weights = positive_weight(train.labels, space) if weighted else torch.ones(len(space.labels))
     positive_weights = weights.to(device)
     pretrained = _read_pretrained(inputs["pretrain"], shards)
 
-    torch.manual_seed(config.seed)
-    model = Classifier(
-        pretrained.model_config,
-        len(space.labels),
-        dropout=config.dropout,
-        activation_dropout=config.activation_dropout,
-        feature_grad_scale=0.0 if config.freeze_extractor else 1.0,
-    )
-    if config.init == "pretrained":
-        checkpoints.load_state(model.encoder, checkpoints.encoder_state(pretrained), str(pretrained.path))
-    model.to(device)
+    model = begin(config, pretrained, len(space.labels)).to(device)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config), betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay
     )
@@ -99,9 +99,12 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
     best: dict[str, Any] = resumed.progress["best"] if resumed else {"step": None, "score": None}
     per_epoch = batches_per_epoch(len(places), config.batch_size)
     max_steps = per_epoch * config.max_epochs
+    warmup_steps = round(config.warmup_epochs * per_epoch)
+    patients = len({patient or record for patient, record in zip(train.patients, train.record_ids, strict=True)})
     visits = visits_from(len(places), config.batch_size, config.seed, start, max_steps)
     batches = load(shards, places, visits, device, config.loader_workers)
     randomness = Randomness(config.seed, device)
+    say(f"trains on {len(places):,} segments of {len(train.record_ids):,} records, {patients:,} patients")
 
     step = start  # updates done
     with (
@@ -114,22 +117,24 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
             last_step = step == max_steps
 
             if end_of_epoch:
-                scores, thresholds = validate(model, shards, valid, space, positive_weights, config.batch_size, device)
-                log.metrics({"step": step, "split": "valid", "epoch": step // per_epoch, **scores})
-                if is_better(scores["macro_auprc"], best["score"]):
-                    best = {"step": step, "score": scores["macro_auprc"]}
+                judged = validate(model, shards, valid, space, positive_weights, config, device)
+                log.metrics({"step": step, "split": "valid", "epoch": step // per_epoch, **judged.scores})
+                score = judged.scores["macro_auprc"]
+                if is_better(score, best["score"]):
+                    best = {"step": step, "score": score}
                 waited_epochs = (step - best["step"]) // per_epoch
                 last_step = last_step or 0 < config.patience_epochs <= waited_epochs
                 say(
-                    f"epoch {step // per_epoch} of {config.max_epochs}: valid loss {scores['loss']:.4g}, "
-                    f"macro AUPRC {_shown(scores['macro_auprc'])} (best {_shown(best['score'])}, step {best['step']:,})"
+                    f"epoch {step // per_epoch} of {config.max_epochs}: valid loss {judged.scores['loss']:.4g}, "
+                    f"macro AUPRC {_shown(score)} (best {_shown(best['score'])}, step {best['step']:,})"
                 )
 
             if step > start and (end_of_epoch or sigterm.requested):
                 progress = {"config": content_of(config), "epochs": step / per_epoch, "best": best}
                 state = {"optimizer": optimizer.state_dict()}
-                chosen = thresholds if end_of_epoch else {}
-                described = replace(meta, progress=progress, thresholds=chosen)
+                described = replace(meta, progress=progress)
+                if end_of_epoch:
+                    described = replace(described, thresholds=judged.thresholds, temperature=judged.temperature)
                 checkpoints.save(out, step, model.state_dict(), state, described)
             if end_of_epoch:
                 checkpoints.mark_best(out, best["step"])
@@ -142,8 +147,11 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
 
             started = time.perf_counter()
             randomness.begin(step)
+            model.encoder.train(config.mode != "linear")  # else no dropout in it; validation has put all in one mode
+            factor = warm_up(step, warmup_steps)
+            factor *= cosine(step, warmup_steps, max_steps) if config.schedule == "cosine" else 1.0
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * warm_up(step, config.warmup_steps)
+                group["lr"] = rate * factor
             optimizer.zero_grad()
             batch = next(batches)
             waited = time.perf_counter() - started
@@ -155,7 +163,7 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
             try:
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     logits = model(apply_lead_mask(signal, lead_mask)).logits
-                total, known = masked_bce(logits, labels, positive_weights)
+                total, known = supervised_loss(logits, labels, config, positive_weights)
                 torch.autograd.backward(total)
             except torch.OutOfMemoryError as error:
                 raise _too_large(error, model, signal.shape, config, device) from error
@@ -173,7 +181,7 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
                     "split": "train",
                     "loss": loss,
                     "gradient_norm": gradient_norm,
-                    "learning_rate": config.learning_rate * warm_up(step - 1, config.warmup_steps),
+                    "learning_rate": config.learning_rate * factor,
                 }
             )
             log.timing(step, time.perf_counter() - started, waited, len(signal))
@@ -185,6 +193,8 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
         "steps": step,
         "epochs": step // per_epoch,
         "best epoch": best["step"] // per_epoch,
+        "patients": patients,
+        "records": len(train.record_ids),
         "segments": len(places),
         "labels": len(space.labels),
         "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -213,11 +223,28 @@ def _too_large(
     )
 
 
+def begin(config: FinetuneConfig, pretrained: checkpoints.Checkpoint, n_labels: int) -> Classifier:
+    """The model before its first update: what is not to be trained wants no gradient."""
+    torch.manual_seed(config.seed)
+    model = Classifier(
+        pretrained.model_config,
+        n_labels,
+        dropout=config.dropout,
+        activation_dropout=config.activation_dropout,
+        feature_grad_scale=1.0 if config.mode == "full" else 0.0,
+    )
+    if config.init == "pretrained":
+        checkpoints.load_state(model.encoder, checkpoints.encoder_state(pretrained), str(pretrained.path))
+    if config.mode == "linear":
+        model.encoder.requires_grad_(False)
+    return model
+
+
 def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
     """What is trained, with its learning rate: the head, then the layers from the top, then all that lies below them.
 
     The top layer has `learning_rate`, each one below `layer_decay` times that of the one above; the embeddings and the
-    extractor, below the lowest layer, share one rate.
+    extractor, below the lowest layer, share one rate (Clark et al. 2020, arXiv 2003.10555).
     """
     head = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
     parts: list[tuple[list[torch.nn.Parameter], float]] = [(list(model.proj.parameters()), head)]
@@ -227,36 +254,22 @@ def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str
         rate *= config.layer_decay
     above = {id(parameter) for parameters, _ in parts for parameter in parameters}
     parts.append(([parameter for parameter in model.parameters() if id(parameter) not in above], rate))
-    return [{"params": [p for p in parameters if p.requires_grad], "lr": lr} for parameters, lr in parts]
+    trained = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in parts]
+    return [{"params": parameters, "lr": rate} for parameters, rate in trained if parameters]
 
 
-def positive_weight(labels: Tensor, space: LabelSpace) -> Tensor:
-    """(label,) negatives / positives of (segment, label); unknown ones are neither.
+class Judged(NamedTuple):
+    """What the valid split says of a model.
 
-    Raises:
-        InputError: a label without both.
+    scores: the loss by segment; macro AUPRC and AUROC by record, over the labels with both classes (None: there is
+        none)
+    temperature: label -> what makes its probabilities agree best with the truth (`calibration.fit_temperatures`)
+    thresholds: label with both classes -> the probability of a record, at that temperature, at which its F1 is greatest
     """
-    positives, negatives = (labels == 1).sum(dim=0), (labels == 0).sum(dim=0)
-    for label, positive, negative in zip(space.labels, positives.tolist(), negatives.tolist(), strict=True):
-        if not positive or not negative:
-            raise InputError(
-                f"label {label.name!r} has {positive} positive and {negative} negative segments to train on and needs "
-                "both; set manifests.rare_labels=drop, finetune.pos_weight=false or a larger finetune.subset"
-            )
-    return negatives / positives
 
-
-def masked_bce(logits: Tensor, labels: Tensor, positive_weights: Tensor) -> tuple[Tensor, int]:
-    """Binary cross-entropy summed over the known labels, and how many these are (at least 1, so that it divides).
-
-    logits, labels: (segment, label), labels NaN where unknown: those carry no loss and no gradient
-    positive_weights: (label,) factor on the loss of positives
-    """
-    known = ~labels.isnan()
-    loss = F.binary_cross_entropy_with_logits(
-        logits, labels.nan_to_num(0.0), weight=known.float(), pos_weight=positive_weights, reduction="sum"
-    )
-    return loss, max(int(known.sum()), 1)
+    scores: dict[str, float | None]
+    temperature: dict[str, float]
+    thresholds: dict[str, float]
 
 
 def validate(
@@ -265,29 +278,28 @@ def validate(
     valid: Labelled,
     space: LabelSpace,
     positive_weights: Tensor,
-    batch_size: int,
+    config: FinetuneConfig,
     device: torch.device,
-) -> tuple[dict[str, float | None], dict[str, float]]:
-    """The valid scores, and for each label with both classes the probability of a record at which its F1 is greatest.
-
-    Scores: the loss by segment; macro AUPRC and AUROC by record, over the labels with both classes (None: there is
-    none). The thresholds are those that the evaluation of this checkpoint chooses.
-    """
-    logits = segment_outputs(model, valid.segments, shards, batch_size, device).logits
+) -> Judged:
+    """Predict the valid records, and judge and calibrate the predictions."""
+    logits = segment_outputs(model, valid.segments, shards, config.batch_size, device).logits
     assert logits is not None
-    loss, known = masked_bce(torch.from_numpy(logits), valid.labels, positive_weights.cpu())
-    predicted, _ = record_probabilities(logits, valid, space)
-    scores = point_scores(valid.truth, predicted)
+    loss, known = supervised_loss(torch.from_numpy(logits), valid.labels, config, positive_weights.cpu())
+    raw, _ = record_probabilities(logits, valid, space)
+    scores = point_scores(valid.truth, raw)  # temperatures leave the order of records as it is
+    temperature = dict(zip(space.names, fit_temperatures(valid.truth, logits_of(raw)).tolist(), strict=True))
+    predicted = calibrated(raw, space.names, temperature)
     thresholds = {
         name: best_f1_threshold(valid.truth[:, k], predicted[:, k])
         for k, name in enumerate(space.names)
         if not np.isnan(scores.auprc[k])
     }
-    return {
+    measured = {
         "loss": float(loss) / known,
         "macro_auprc": _mean_of_scored(scores.auprc),
         "macro_auroc": _mean_of_scored(scores.auroc),
-    }, thresholds
+    }
+    return Judged(measured, temperature, thresholds)
 
 
 def is_better(score: float | None, best: float | None) -> bool:
@@ -306,11 +318,11 @@ def _shown(score: float | None) -> str:
     return "unknown" if score is None else f"{score:.3f}"
 
 
-def _read_pretrained(directory: Path, shards: Shards) -> checkpoints.Checkpoint:
-    """The last checkpoint of a pretraining run, for segments like these."""
-    path = checkpoints.latest(directory)
+def _read_pretrained(given: Path, shards: Shards) -> checkpoints.Checkpoint:
+    """The checkpoint that is meant by a path (`checkpoints.meant_by`), for segments like these."""
+    path = checkpoints.meant_by(given)
     if path is None:
-        raise InputError(f"{directory}: holds no complete checkpoint; pretrain first")
+        raise InputError(f"{given}: holds no complete checkpoint; pretrain first")
     return checkpoint_for(path, "pretrained", shards)
 
 

@@ -345,14 +345,13 @@ def _curves(report: Report, roc: bool) -> Markup:
 
 
 def _training(run: Training) -> dict[str, Any]:
+    panels = training_panels(run.rows)
     return {
         "name": run.name,
         "facts": run.facts,
         "config": [(name, _value(value)) for name, value in flatten(run.config)],
         "caption": run.caption,
-        "figure": _svg(
-            draw_panels(training_panels(run.rows), panel_inches=(2.5, 1.9)), f"Curves of {run.name.lower()}"
-        ),
+        "figure": _svg(draw_panels(panels, panel_inches=(2.5, 1.9)), f"Curves of {run.name.lower()}") if panels else "",
     }
 
 

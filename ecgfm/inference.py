@@ -34,6 +34,7 @@ from ecgfm.data import Batch, pick_device, standardise, too_large
 from ecgfm.ecg import LEADS, Digital, EcgRecord, InputError, Lead, Rejected
 from ecgfm.metrics import aggregate
 from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
+from ecgfm.predict import calibrated
 from ecgfm.predict import saliency as attention_saliency
 from ecgfm.prepare import PreparedRecord
 from ecgfm.recordings import Prepared, Refused, file_record, prepare
@@ -301,9 +302,10 @@ class Model:
     def prediction(self, outputs: Outputs) -> Prediction:
         """The answer that some outputs mean."""
         assert outputs.logits is not None
-        one, of_segments = outputs.recording, _sigmoid(outputs.logits)
+        one, raw = outputs.recording, _sigmoid(outputs.logits)
         how = [self.meta.aggregation.get(label, "mean") for label in self.labels]
-        _, of_record, _ = aggregate([one.record_id] * len(of_segments), of_segments, how)
+        _, of_record, _ = aggregate([one.record_id] * len(raw), raw, how)
+        of_record, of_segments = (calibrated(p, self.labels, self.meta.temperature) for p in (of_record, raw))
         probabilities = dict(zip(self.labels, of_record[0].tolist(), strict=True))
         facts = one.prepared.facts
         starts = np.arange(len(of_segments)) * (one.prepared.segments.shape[2] / self.meta.sampling_rate_hz)

@@ -2,6 +2,8 @@
 
     raw -> list -> prepare (a slice each) -> audit -> splits, labels -> manifests -> pretrain -> finetune -> evaluate
 
+With `finetune.checkpoint` there is no pretrain: finetuning and the probe start from that checkpoint.
+
 The order stands once, in `walk`. What happens at each stage is the walker's affair: `plan` looks, `runs.run_locally`
 makes, and flows/ makes under Prefect.
 """
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from ecgfm.config import PROGRESS_BAR, ListConfig, Pipeline
 from ecgfm.ecg import InputError
+from ecgfm.files import sha256_of
 from ecgfm.fingerprints import Input, RawTree
 from ecgfm.own_process import Facts
 from ecgfm.processes import worthwhile
@@ -166,6 +169,7 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
     Raises:
         InputError: an unknown source, a missing raw folder, too many rejected records, or what a stage raises.
     """
+    start = None if pipeline.finetune.checkpoint is None else _checkpoint(pipeline.finetune.checkpoint)
     slices: list[Made] = []
     for source in pipeline.sources:
         slices += _prepared(pipeline, source, raw, walker, hash_raw)
@@ -187,15 +191,17 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
     manifests = walker.one(
         Request(MANIFESTS, {"slices": tables, "splits": split_table, "labels": label_tables}, pipeline.manifests)
     )
-    # each stage reads only the files it names: new labels leave the pairs, and so the pretrained encoder, as they are
-    pretrained = walker.one(
-        Request(PRETRAIN, {"manifests": manifests.select("cmsc_*"), "slices": shards}, pipeline.pretrain)
-    )
+    if start is None:
+        # each stage reads only the files it names: new labels leave the pairs, and so the pretrained encoder, alone
+        pretrained = walker.one(
+            Request(PRETRAIN, {"manifests": manifests.select("cmsc_*"), "slices": shards}, pipeline.pretrain)
+        )
+        start = pretrained.select("*")
     labelled = manifests.select("labelled_*", "label_space.yaml")
     finetuned = walker.one(
         Request(
             FINETUNE,
-            {"manifests": labelled, "slices": shards, "pretrain": pretrained.select("*")},
+            {"manifests": labelled, "slices": shards, "pretrain": start},
             pipeline.finetune,
         )
     )
@@ -206,12 +212,38 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
                 "slices": [made.select("*") for made in slices],
                 "splits": split_table,
                 "manifests": manifests.select("*"),
-                "pretrain": pretrained.select("*"),
+                "pretrain": start,
                 "finetune": finetuned.select("*"),
             },
             pipeline.evaluate,
         )
     )
+
+
+def _checkpoint(given: str) -> Input:
+    """`finetune.checkpoint`, known by its content: a copy elsewhere gives the same keys.
+
+    Of a checkpoint's directory that is its meta.json, which has the hashes of the other files.
+
+    Raises:
+        InputError: there is none.
+    """
+    origin = "finetune.checkpoint"
+    path = Path(given).expanduser().absolute()
+    if path.is_file():
+        return Input(path, sha256_of(path), origin)
+    if not path.is_dir():
+        raise InputError(f"{origin}: no such file or directory: {path}; name a checkpoint, or leave it out to pretrain")
+    described = path / "meta.json"
+    if not described.is_file():
+        inside = sorted(path.glob("step_*/meta.json"), key=lambda found: (len(str(found)), found))
+        if not inside:
+            raise InputError(
+                f"{origin}: {path} holds no complete checkpoint; name a checkpoint's directory, the output of a "
+                "pretrain stage, or a published .pt file"
+            )
+        described = inside[-1]
+    return Input(described.parent, sha256_of(described), origin)
 
 
 def _prepared(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ecgfm import checkpoints
 from ecgfm import model as network
+from ecgfm.calibration import logits_of, scale
 from ecgfm.checkpoints import Checkpoint, Kind
 from ecgfm.config import Precision
 from ecgfm.contracts import read_table
@@ -42,7 +43,7 @@ class Labelled:
     truth: np.ndarray
 
 
-def read_labelled(manifests: Path, split: str, space: LabelSpace, share: float = 1.0) -> Labelled:
+def read_labelled(manifests: Path, split: str, space: LabelSpace, share: float = 1.0, seed: int = 0) -> Labelled:
     """The labelled segments of one split, or of a share of its patients (`data.subset`), and its records.
 
     Raises:
@@ -51,7 +52,7 @@ def read_labelled(manifests: Path, split: str, space: LabelSpace, share: float =
     segments = read_table(manifests / f"labelled_{split}.parquet", "labelled_segments")
     if segments.is_empty():
         raise InputError(f"labelled_{split}.parquet is empty: no record of that split has a label")
-    chosen = subset(segments["patient_id"].to_list(), segments["record_id"].to_list(), share)
+    chosen = subset(segments["patient_id"].to_list(), segments["record_id"].to_list(), share, seed)
     segments = segments.filter(pl.Series(chosen))
     records = segments.unique("record_id", keep="first", maintain_order=True)
     labels, truth = (
@@ -158,6 +159,19 @@ def record_probabilities(logits: np.ndarray, labelled: Labelled, space: LabelSpa
     )
     assert record_ids == labelled.record_ids
     return of_record, n_segments
+
+
+def calibrated(probabilities: np.ndarray, labels: Sequence[str], temperature: Mapping[str, float]) -> np.ndarray:
+    """(record, label) probabilities at the temperature of each label, float64; where it has none or 1, as they are.
+
+    Of records, after their segments' were aggregated: that leaves the order of the records as it is.
+    """
+    found = probabilities.astype(np.float64)
+    for number, label in enumerate(labels):
+        if (of_label := temperature.get(label, 1.0)) != 1:
+            column = [number]
+            found[:, column] = scale(logits_of(found[:, column]), np.array([of_label]))
+    return found
 
 
 def saliency(model: Encoder | Classifier, signal: Tensor) -> Tensor:

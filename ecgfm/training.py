@@ -133,7 +133,7 @@ def diverged(stage: str, step: int, loss: float, record_ids: Sequence[str]) -> I
     """What to raise on a loss that is not finite."""
     more = f" and {len(record_ids) - 8} more" if len(record_ids) > 8 else ""
     return InputError(
-        f"{stage}: the loss of step {step} is {loss}; try a smaller {stage}.learning_rate, or {stage}.warmup_steps; "
+        f"{stage}: the loss of step {step} is {loss}; try a smaller {stage}.learning_rate or a longer warm-up; "
         f"the step read {', '.join(record_ids[:8])}{more}"
     )
 

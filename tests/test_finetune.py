@@ -12,35 +12,38 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 from training_data import LABELS, PRETRAIN, TINY, digests, rows, write_inputs
 
 from ecgfm import checkpoints
 from ecgfm import finetune as stage
-from ecgfm.config import FinetuneConfig
+from ecgfm.config import FinetuneConfig, content_of, from_dict
 from ecgfm.data import Shards, subset
 from ecgfm.ecg import LEADS, InputError
-from ecgfm.finetune import finetune, is_better, masked_bce, parameter_groups, positive_weight
+from ecgfm.finetune import Judged, finetune, is_better, parameter_groups
 from ecgfm.fingerprints import Input
-from ecgfm.label_space import Label, LabelSpace, read_label_space
+from ecgfm.label_space import read_label_space
 from ecgfm.model import Classifier
 from ecgfm.pipeline import FINETUNE as FINETUNE_STAGE
-from ecgfm.predict import segment_outputs
+from ecgfm.predict import calibrated, read_labelled, record_probabilities, segment_outputs
 from ecgfm.pretrain import pretrain
 from ecgfm.stages import Request, Store
 
 FINETUNE = FinetuneConfig(
     precision="fp32",
+    mode="frozen",
     max_epochs=3,
     batch_size=16,
     learning_rate=1e-3,
-    layer_decay=0.8,
+    warmup_epochs=0.5,
     dropout=0.1,
     lead_mask_probability=0.2,
     device="cpu",
@@ -79,17 +82,17 @@ def finetuned_state(out: Path) -> dict[str, torch.Tensor]:
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
     """Act once, in the middle of the update after `step` updates of this process."""
     done = 0
-    whole = masked_bce
+    whole = stage.supervised_loss
 
-    def acting(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def acting(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, int]:
         nonlocal done
         if logits.requires_grad:
             if done == step:
                 act()
             done += 1
-        return whole(logits, labels, weights)
+        return whole(logits, *rest)
 
-    monkeypatch.setattr(stage, "masked_bce", acting)
+    monkeypatch.setattr(stage, "supervised_loss", acting)
 
 
 def test_two_runs_write_the_same_bytes(inputs: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
@@ -183,9 +186,17 @@ def test_killed_in_the_store_and_run_again_gives_the_bytes_of_one_run(inputs: di
     assert digests(again.directory) == digests(once.directory)
 
 
-def test_it_learns_what_can_be_learned(inputs: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["bce", "focal", "asymmetric"])
+def test_it_learns_what_can_be_learned(inputs: dict[str, Any], tmp_path: Path, loss: Any) -> None:
     config = replace(
-        FINETUNE, max_epochs=25, learning_rate=3e-3, layer_decay=1.0, lead_mask_probability=0.0, freeze_extractor=False
+        FINETUNE,
+        mode="full",
+        loss=loss,
+        max_epochs=25,
+        patience_epochs=0,
+        learning_rate=3e-3,
+        layer_decay=1.0,
+        lead_mask_probability=0.0,
     )
     finetune(inputs, config, tmp_path)
     first, *_, last = rows(tmp_path, "train")
@@ -201,15 +212,55 @@ def test_the_best_checkpoint_is_that_of_the_highest_valid_auprc(unbroken: Path) 
     assert best.name == f"step_{max(scores, key=lambda step: scores[step]):07d}"
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_frozen_extractor_does_not_change(inputs: dict[str, Any], tmp_path: Path, frozen: bool) -> None:
-    finetune(inputs, replace(FINETUNE, max_epochs=1, freeze_extractor=frozen, weight_decay=0.1), tmp_path)
+@pytest.mark.parametrize("mode", ["full", "frozen", "linear"])
+def test_what_the_mode_leaves_alone_does_not_change(inputs: dict[str, Any], tmp_path: Path, mode: Any) -> None:
+    config = replace(FINETUNE, max_epochs=1, mode=mode, weight_decay=0.1)
+    counts = finetune(inputs, config, tmp_path)
     before, after = pretrained_state(inputs), finetuned_state(tmp_path)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     extractor = {name for name in before if name.startswith("feature_extractor.")}
     assert len(extractor) == 6
-    assert changed >= set(before) - extractor
-    assert (changed & extractor) == (set() if frozen else extractor)
+    assert changed == {"full": set(before), "frozen": set(before) - extractor, "linear": set()}[mode]
+    path = checkpoints.latest(tmp_path)
+    assert path is not None
+    assert checkpoints.load(path).state["proj.bias"].all(), "the classifier has learnt, and began with zeros"
+    of_changed = sum(after[name].numel() for name in changed)
+    assert counts["trained parameters"] == of_changed + len(LABELS) * (TINY.width + 1)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "linear"])
+def test_a_linear_classifier_sees_embeddings_without_dropout_and_without_gradients(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    """In every epoch, also after validation."""
+    whole = Classifier.forward
+    seen = []
+
+    def watched(self: Classifier, signal_: torch.Tensor, *rest: Any) -> Any:
+        found = whole(self, signal_, *rest)
+        if self.training:
+            seen.append((self.encoder.training, found.embedding.requires_grad, found.logits.requires_grad))
+        return found
+
+    monkeypatch.setattr(Classifier, "forward", watched)
+    finetune(inputs, replace(FINETUNE, mode=mode, max_epochs=2, dropout=0.5), tmp_path)
+    assert seen == [(mode != "linear", mode != "linear", True)] * (2 * STEPS_PER_EPOCH)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_linear_classifier_goes_on_as_if_it_had_never_stopped(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    config = replace(FINETUNE, mode="linear", max_epochs=2, loss="asymmetric")
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    finetune(inputs, config, tmp_path / "once")
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            finetune(inputs, config, tmp_path / "twice")
+    finetune(inputs, config, tmp_path / "twice")
+    assert digests(tmp_path / "twice") == digests(tmp_path / "once")
 
 
 def test_pretrained_weights_are_the_start_unless_random_ones_are_asked_for(
@@ -223,50 +274,6 @@ def test_pretrained_weights_are_the_start_unless_random_ones_are_asked_for(
     same, other = finetuned_state(tmp_path / "pretrained"), finetuned_state(tmp_path / "random")
     assert all(torch.equal(before[name], same[name]) for name in before)
     assert not torch.equal(before["encoder.layers.0.fc1.weight"], other["encoder.layers.0.fc1.weight"])
-
-
-def test_unknown_labels_carry_no_loss_and_no_gradient() -> None:
-    random = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 3, generator=random, requires_grad=True)
-    labels = torch.randint(2, (6, 3), generator=random).float()
-    unknown = torch.rand(6, 3, generator=random) < 0.4
-    labels[unknown] = math.nan
-    weights = torch.tensor([2.0, 1.0, 0.5])
-    total, known = masked_bce(logits, labels, weights)
-    slow, count = 0.0, 0
-    for i in range(6):
-        for j in range(3):
-            if not unknown[i, j]:
-                probability = 1 / (1 + math.exp(-float(logits[i, j].detach())))
-                positive = float(labels[i, j])
-                slow -= float(weights[j]) * positive * math.log(probability) + (1 - positive) * math.log(
-                    1 - probability
-                )
-                count += 1
-    assert 0 < count < 18
-    assert known == count
-    assert float(total.detach()) == pytest.approx(slow, rel=1e-5)
-    total.backward()
-    assert logits.grad is not None
-    assert not logits.grad[unknown].any()
-    assert logits.grad[~unknown].all()
-
-
-def test_a_batch_of_nothing_but_unknown_labels_changes_nothing() -> None:
-    logits = torch.randn(2, 2, requires_grad=True)
-    total, known = masked_bce(logits, torch.full((2, 2), math.nan), torch.ones(2))
-    total.backward()
-    assert (float(total.detach()), known) == (0.0, 1)
-    assert logits.grad is not None
-    assert not logits.grad.any()
-
-
-def test_positives_weigh_as_much_as_negatives() -> None:
-    space = LabelSpace((Label("a", (), "mean"), Label("b", (), "max")))
-    labels = torch.tensor([[1, 0], [0, 0], [0, 0], [0, 1], [math.nan, 1]])
-    assert positive_weight(labels, space).tolist() == [3.0, 1.5]
-    with pytest.raises(InputError, match="label 'a' has 1 positive and 0 negative"):
-        positive_weight(labels[:1], space)
 
 
 def test_learning_rates_decay_from_the_top_layer_down(inputs: dict[str, Any]) -> None:
@@ -286,6 +293,75 @@ def test_learning_rates_decay_from_the_top_layer_down(inputs: dict[str, Any]) ->
 
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == expected(name), name
+
+
+def test_the_published_recipe_is_one_word() -> None:
+    """What ECG-FM was finetuned with, value by value."""
+    config = from_dict(FinetuneConfig, {"recipe": "published"}, "here")
+    published = {
+        "recipe": "published", "mode": "frozen", "init": "pretrained", "max_epochs": 140, "batch_size": 256,
+        "learning_rate": 1e-6, "head_learning_rate": None, "layer_decay": 1.0, "schedule": "constant",
+        "warmup_epochs": 0.0, "weight_decay": 0.0, "adam_betas": [0.9, 0.98], "adam_eps": 1e-8, "dropout": 0.0,
+        "activation_dropout": 0.1, "lead_mask_probability": 0.0, "subset": 1.0, "loss": "bce", "pos_weight": True,
+        "patience_epochs": 0, "seed": 0,
+    }  # fmt: skip
+    assert content_of(config).items() >= published.items()
+    assert config == FinetuneConfig(recipe="published")
+    groups = parameter_groups(Classifier(TINY, 2), config)
+    assert {group["lr"] for group in groups} == {1e-6}
+    for given in ({"mode": "linear"}, {"init": "random"}):
+        assert from_dict(FinetuneConfig, {"recipe": "published", **given}, "here").learning_rate == 1e-5
+    with pytest.raises(InputError, match="here: recipe: Input should be 'layerwise' or 'published', found 'reference'"):
+        from_dict(FinetuneConfig, {"recipe": "reference"}, "here")
+
+
+def test_by_default_lower_layers_learn_slower_and_given_values_count() -> None:
+    config = FinetuneConfig()
+    assert (config.recipe, config.mode) == ("layerwise", "full")
+    rates = [group["lr"] for group in parameter_groups(Classifier(replace(TINY, n_layers=12), 2), config)]
+    head, *layers, below = rates
+    assert head == layers[0] == config.learning_rate
+    assert below == pytest.approx(layers[-1] * config.layer_decay)
+    assert all(lower == pytest.approx(0.8 * upper) for upper, lower in pairwise(layers))
+    given = from_dict(FinetuneConfig, {"recipe": "published", "layer_decay": 0.7, "mode": "full"}, "here")
+    assert (given.layer_decay, given.mode, given.learning_rate) == (0.7, "full", 1e-6)
+    assert FinetuneConfig(init="random").layer_decay == 1.0
+    assert FinetuneConfig(mode="linear").learning_rate == 1e-3
+
+
+def test_the_published_rate_stays_and_the_default_one_warms_up_and_falls(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("published", "layerwise"):
+        (tmp_path / name).mkdir()
+    published = FinetuneConfig(recipe="published", precision="fp32", max_epochs=2, batch_size=16, device="cpu")
+    finetune(inputs, published, tmp_path / "published")
+    assert {row["learning_rate"] for row in rows(tmp_path / "published", "train")} == {1e-6}
+    layerwise = FinetuneConfig(precision="fp32", max_epochs=4, warmup_epochs=1.0, batch_size=16, device="cpu")
+    finetune(inputs, layerwise, tmp_path / "layerwise")
+    expected = [1 / 3, 2 / 3, 1.0]
+    expected += [0.5 + 0.5 * math.cos(math.pi * done / 9) for done in range(9)]
+    found = [row["learning_rate"] for row in rows(tmp_path / "layerwise", "train")]
+    assert found == pytest.approx([1e-4 * factor for factor in expected], rel=1e-5)
+
+
+def test_the_best_of_a_run_that_overfits_is_kept_and_is_what_is_used(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.9, 0.8, 0.9, 0.7, 0.95])
+
+    def judged(*_: Any) -> Judged:
+        score = next(scores)
+        return Judged({"loss": 1.0, "macro_auprc": score, "macro_auroc": score}, {}, {"fast": score})
+
+    monkeypatch.setattr(stage, "validate", judged)
+    counts = finetune(inputs, replace(FINETUNE, max_epochs=50, patience_epochs=3), tmp_path)
+    assert (counts["epochs"], counts["best epoch"]) == (5, 2)
+    assert set(checkpoints.steps(tmp_path)) == {2 * STEPS_PER_EPOCH, 5 * STEPS_PER_EPOCH}
+    used = checkpoints.best(tmp_path)
+    assert used == tmp_path / f"step_{2 * STEPS_PER_EPOCH:07d}"
+    assert used is not None
+    assert checkpoints.load(used).meta.thresholds == {"fast": 0.9}
 
 
 def test_training_stops_when_patience_is_over(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -375,6 +451,75 @@ def test_a_subset_trains_on_those_patients_alone_and_is_judged_by_all(
     assert rows(tmp_path / "share", "train") == rows(tmp_path / "by hand", "train")
     assert rows(tmp_path / "share", "valid") == rows(tmp_path / "by hand", "valid")
     assert rows(tmp_path / "share", "train") != rows(unbroken, "train")[: counts["steps"]]
+
+
+def test_smaller_shares_are_parts_of_larger_ones_of_the_same_seed() -> None:
+    patients = [f"toy/p{number}" for number in range(4000)]
+    chosen = {
+        (seed, share): {patients[i] for i in np.flatnonzero(subset(patients, patients, share, seed))}
+        for seed in (0, 1)
+        for share in (0.01, 0.1, 0.5, 1.0)
+    }
+    for seed in (0, 1):
+        assert chosen[seed, 0.01] < chosen[seed, 0.1] < chosen[seed, 0.5] < chosen[seed, 1.0] == set(patients)
+        for share in (0.01, 0.1, 0.5):
+            deviation = math.sqrt(share * (1 - share) / len(patients))
+            assert len(chosen[seed, share]) / len(patients) == pytest.approx(share, abs=4 * deviation)
+    both = len(chosen[0, 0.1] & chosen[1, 0.1]) / len(patients)
+    assert both == pytest.approx(0.01, abs=0.005), "another seed draws anew"
+
+
+def test_another_subset_seed_trains_on_other_patients(
+    inputs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pl.read_parquet(inputs["manifests"] / "labelled_train.parquet")
+    losses = {}
+    for seed in (0, 2):
+        (tmp_path / str(seed)).mkdir()
+        config = replace(FINETUNE, max_epochs=1, subset=0.6, subset_seed=seed)
+        counts = finetune(inputs, config, tmp_path / str(seed))
+        chosen = table.filter(pl.Series(subset(table["patient_id"].to_list(), table["record_id"].to_list(), 0.6, seed)))
+        patients = len({patient or record for patient, record in chosen.select("patient_id", "record_id").rows()})
+        records = chosen["record_id"].n_unique()
+        assert (counts["segments"], counts["records"], counts["patients"]) == (chosen.height, records, patients)
+        assert 0 < patients < 11
+        shown = f"trains on {chosen.height} segments of {records} records, {patients} patients"
+        assert shown in capsys.readouterr().out
+        losses[seed] = [row["loss"] for row in rows(tmp_path / str(seed), "train")]
+    assert losses[0] != losses[2]
+
+
+def test_temperatures_and_thresholds_are_those_of_the_valid_records(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in", n_train=20, n_valid=48)
+    for name in ("pretrain", "out"):
+        (tmp_path / name).mkdir()
+    pretrain(inputs, replace(PRETRAIN, max_steps=1), tmp_path / "pretrain")
+    config = replace(FINETUNE, max_epochs=6, learning_rate=3e-3, warmup_epochs=0.0)
+    finetune(inputs | {"pretrain": tmp_path / "pretrain"}, config, tmp_path / "out")
+    path = checkpoints.best(tmp_path / "out")
+    assert path is not None
+    found = checkpoints.load(path)
+    space = read_label_space(inputs["manifests"] / "label_space.yaml")
+    valid = read_labelled(inputs["manifests"], "valid", space)
+    logits = segment_outputs(
+        checkpoints.build(found), valid.segments, Shards(inputs["slices"]), 16, torch.device("cpu")
+    ).logits
+    assert logits is not None
+    raw, _ = record_probabilities(logits, valid, space)
+    predicted = calibrated(raw, space.names, found.meta.temperature)
+    assert set(found.meta.temperature) == set(found.meta.thresholds) == set(LABELS)
+    for k, name in enumerate(LABELS):
+        temperature, truth = found.meta.temperature[name], valid.truth[:, k]
+        assert temperature != 1
+        logit = np.log(raw[:, k] / (1 - raw[:, k]))
+        of = {factor: log_loss(truth, 1 / (1 + np.exp(-logit / (factor * temperature)))) for factor in (0.97, 1, 1.03)}
+        assert of[1] == min(of.values()), "no other temperature is better"
+        np.testing.assert_allclose(predicted[:, k], 1 / (1 + np.exp(-logit / temperature)), atol=1e-9)
+        assert (np.argsort(predicted[:, k]) == np.argsort(raw[:, k])).all()
+        f1 = {t: f1_score(truth, predicted[:, k] >= t) for t in predicted[:, k]}
+        threshold = min(f1, key=lambda t: abs(t - found.meta.thresholds[name]))
+        assert threshold == pytest.approx(found.meta.thresholds[name], abs=1e-6)
+        assert f1[threshold] == max(f1.values())
 
 
 def test_labels_are_told_apart_by_name(inputs: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:

@@ -64,9 +64,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drawing": {"ecg"},
     "peek": {"ecg", "formats", "signals", "quality", "drawing"},
     "report_template": set(),
+    "export_texts": set(),
     "html_report": {*RECORDS, "metrics", "drawing", "report_template"},
     # the DAG
-    "pipeline": {*WORDS, "stages", "fingerprints", "own_process", "processes", "prepare"},
+    "pipeline": {*WORDS, "files", "stages", "fingerprints", "own_process", "processes", "prepare"},
     "runs": {*WORDS, "files", "stages", "pipeline"},
     "housekeeping": {"files", "pipeline", "runs", "stages"},
     "lineage": {*WORDS, "files", "fingerprints", "pipeline"},
@@ -76,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": WORDS,
     "augment": WORDS,
     "losses": {*WORDS, "model"},
+    "supervised": {*WORDS, "label_space"},
     "published": WORDS,
     "checkpoints": {*WORDS, "files", "model", "published"},
     "checkpoint_commands": {*WORDS, "files", "model", "published", "checkpoints", "label_space"},
@@ -86,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predict": TRAINING - {"training"},
     "pretrain": {*TRAINING - {"label_space", "metrics", "calibration"}, "distributed"},
     "bench_training": {*TRAINING, "distributed", "pretrain"},
-    "finetune": TRAINING,
+    "finetune": {*TRAINING, "supervised"},
     "evaluate": {
         *TRAINING - {"training"},
         "splits",
@@ -106,9 +108,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "saliency_page": {"checkpoints", "inference"},
     "predict_commands": {*TABLES, "files", "drawing", "recordings", "inference", "saliency_page"},
+    "export": {*WORDS, "checkpoints", "export_texts", "inference", "model", "prepare", "synthetic_ecg"},
 }
 MAY_IMPORT_TORCH = {
     *MODEL,
+    "supervised",
     "distributed",
     "checkpoint_commands",
     "pretrain",
@@ -118,6 +122,7 @@ MAY_IMPORT_TORCH = {
     "bench_training",
     "attribution",
     "inference",
+    "export",
 }
 
 
