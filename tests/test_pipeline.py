@@ -195,9 +195,9 @@ def test_the_plan_of_the_embedded_source_names_every_stage_before_anything_is_ma
 
 
 def test_a_finetuning_value_costs_finetuning_and_what_reads_it(store: Store, raw: Path) -> None:
-    changed = pipeline(finetune={"learning_rate": 1e-4})
+    changed = pipeline(finetune={"learning_rate": 3e-4})
     assert not_cached(planned(store, raw, changed)) == {
-        "finetune": "run: config finetune.learning_rate 1e-06 -> 0.0001",
+        "finetune": "run: config finetune.learning_rate 0.0001 -> 0.0003",
         "evaluate": "maybe: only if finetune comes out different",
     }
     assert made_now(run(store, raw, changed)) == ["finetune", "evaluate"]
