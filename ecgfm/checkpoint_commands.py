@@ -82,6 +82,7 @@ def facts(path: Path, n_heads: int | None = None) -> dict[str, Any]:
         "n_logits": len(found.state["proj.bias"]) if found.kind == "finetuned" else 0,
         "labels": list(meta.labels),
         "aggregation": dict(meta.aggregation),
+        "temperature": dict(meta.temperature),
         "thresholds": dict(meta.thresholds),
         "training_data": dict(meta.training_data),
         "training_data_keys": _keys(chosen, found),
@@ -293,6 +294,7 @@ def _keys(path: Path, found: Checkpoint) -> dict[str, str]:
 
 def _label_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     labels, aggregation, thresholds = found["labels"], found["aggregation"], found["thresholds"]
+    temperature = found["temperature"]
     if found["kind"] == "pretrained":
         return [("labels", "none: pretrained without any")]
     if not labels:
@@ -302,7 +304,8 @@ def _label_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for number, label in enumerate(labels):
         how = f"{aggregation.get(label, 'mean'):4} over segments"
         call = f", called from {thresholds[label]:.3f}" if label in thresholds else ""
-        rows.append((f"{len(labels)} labels" if number == 0 else "", f"{label:{width}}  {how}{call}"))
+        at = f", temperature {temperature[label]:.3g}" if label in temperature else ""
+        rows.append((f"{len(labels)} labels" if number == 0 else "", f"{label:{width}}  {how}{at}{call}"))
     return rows
 
 

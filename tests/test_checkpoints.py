@@ -645,6 +645,26 @@ def test_what_is_needed_to_use_the_weights_travels_with_them(tmp_path: Path) -> 
     assert (found.leads, found.sampling_rate_hz, found.standardisation) == (LEADS, 500, "record")
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_a_temperature_is_a_positive_number_of_a_label(tmp_path: Path, temperature: float) -> None:
+    meta = dataclasses.replace(FINETUNED, temperature={"VT": 1.5})
+    assert checkpoints.load(saved(tmp_path, meta)).meta.temperature == {"VT": 1.5}
+    with pytest.raises(ValueError, match="temperature"):
+        dataclasses.replace(FINETUNED, temperature={"AF": temperature})
+    with pytest.raises(ValueError, match="temperature must be of the labels"):
+        dataclasses.replace(FINETUNED, temperature={"PVC": 2.0})
+
+
+def test_a_path_means_itself_or_the_latest_below_it(tmp_path: Path) -> None:
+    saved(tmp_path, step=1000)
+    later = saved(tmp_path, step=20_000_000)
+    assert checkpoints.meant_by(tmp_path) == later
+    assert checkpoints.meant_by(later) == later
+    (tmp_path / "file.pt").touch()
+    assert checkpoints.meant_by(tmp_path / "file.pt") == tmp_path / "file.pt"
+    assert checkpoints.meant_by(tmp_path / "nowhere") is None
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
 def test_a_threshold_is_a_probability_of_a_label(threshold: float) -> None:
     with pytest.raises(ValueError, match="thresholds"):
@@ -656,11 +676,12 @@ def test_a_threshold_is_a_probability_of_a_label(threshold: float) -> None:
 def test_a_meta_written_before_there_were_thresholds_is_read(tmp_path: Path) -> None:
     path = saved(tmp_path, FINETUNED)
     written = json.loads((path / "meta.json").read_text())
-    for name in ("standardisation", "thresholds", "training_data"):
+    for name in ("standardisation", "temperature", "thresholds", "training_data"):
         del written[name]
     (path / "meta.json").write_text(json.dumps(written))
     found = checkpoints.load(path).meta
     assert (found.standardisation, found.thresholds, found.training_data) == ("record", {}, {})
+    assert found.temperature == {}
 
 
 def test_the_steps_of_a_published_file_are_its_optimizers(tmp_path: Path) -> None:
