@@ -224,7 +224,7 @@ def show_plan(pipeline: str, data_dir: Path, planned: Sequence[PlannedStage]) ->
             some = [stage.name.split(maxsplit=2)[-1] for stage in rest if (stage.status, stage.why) == (status, why)]
             names = ", ".join(some[:3]) + (", ..." if count > 3 else "")
             number = f"{count} slice{'s' if count > 1 else ''}"
-            rows.append((" ".join([kind, *source]), f"{status} {number}", f"{why}: {names}" if why else ""))
+            rows.append((" ".join([kind, *source]), f"{status} {number}", f"{names}: {why}" if why else ""))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, status, why in rows:
         typer.secho(f"  {name:{widths[0]}}  {status:{widths[1]}}  {why}".rstrip(), dim=status.startswith("cached"))
