@@ -57,10 +57,12 @@ class Prediction:
     """What the model says of one recording.
 
     record_id: the file's name, or as it was given
-    probabilities: label -> that it is present, from the segments' as the checkpoint says: their mean or maximum
+    probabilities: label -> that it is present, from the segments' as the checkpoint says: their mean or maximum,
+        calibrated by the label's temperature where it has one
     decisions: label -> whether the probability is at or above the threshold that was chosen on the valid split; None
         where the checkpoint has none for it
-    segments: a row per segment: `segment_index`, `start_s`, and each label's probability
+    segments: a row per segment: `segment_index`, `start_s`, and each label's probability, at the same temperature: of
+        a label with one, a record's is the mean of the uncalibrated ones, calibrated
     missing_leads: leads of the model that the recording lacks, which are 0 for it, as a masked lead is
     invalid_leads, constant_leads: leads with invalid samples (0 for the model) and those that do not vary
     quality: `worst_<name>` of each of `QUALITY`, NaN where no lead can tell, and `suspected_reversal`; see quality.py

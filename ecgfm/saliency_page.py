@@ -40,7 +40,7 @@ figure { margin: 0; break-inside: avoid; }
 {%- if threshold is not none %}, {{ "present" if found.probability >= threshold else "absent" }} at the model's
 threshold of {{ "%.3f"|format(threshold) }}{% endif %}.
 {%- if n > 1 %} The {{ "highest" if aggregation == "max" else "mean" }} of {{ n }} segments of
-{{ "%g"|format(seconds) }} s.{% endif %}</p>
+{{ "%g"|format(seconds) }} s{% if calibrated %}, calibrated{% endif %}.{% endif %}</p>
 {%- endif %}
 {% for remark in found.remarks -%}
 <p class="quiet">{{ remark }}.</p>
@@ -94,5 +94,6 @@ def page(found: Saliency, meta: Meta, pictures: Sequence[tuple[int, bytes]]) -> 
         segments=segments,
         display_ms=1000 * found.display_s,
         threshold=meta.thresholds.get(found.label) if found.label is not None else None,
+        calibrated=found.label is not None and meta.temperature.get(found.label, 1.0) != 1,
         aggregation=meta.aggregation.get(found.label, "mean") if found.label is not None else "mean",
     )

@@ -195,6 +195,19 @@ def test_a_records_probability_comes_from_its_segments_as_the_checkpoint_says(mo
     assert answer.decisions == {LABELS[0]: mean >= 0.5, LABELS[1]: None}
 
 
+def test_a_records_probability_is_calibrated_by_its_labels_temperature(tmp_path: Path) -> None:
+    """Its logit is divided, and so are its segments'."""
+    one = recording(beats() / 1000, RATE_HZ)
+    raw = load(written(tmp_path / "raw"), "cpu").predict(one)
+    calibrated = load(written(tmp_path / "two", temperature={LABELS[0]: 2.0}), "cpu").predict(one)
+    logit_raw, logit = (np.log(p / (1 - p)) for p in (a.probabilities[LABELS[0]] for a in (raw, calibrated)))
+    assert abs(logit_raw) > 0.01
+    assert logit == pytest.approx(logit_raw / 2)
+    assert calibrated.probabilities[LABELS[1]] == raw.probabilities[LABELS[1]]
+    p, p_raw = (answer.segments[LABELS[0]].to_numpy() for answer in (calibrated, raw))
+    np.testing.assert_allclose(np.log(p / (1 - p)), np.log(p_raw / (1 - p_raw)) / 2, atol=1e-9)
+
+
 def test_a_decision_is_made_at_the_threshold_itself(tmp_path: Path) -> None:
     one = recording(beats() / 1000, RATE_HZ)
     probability = load(written(tmp_path), "cpu").predict(one).probabilities[LABELS[0]]

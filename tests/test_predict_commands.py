@@ -385,6 +385,11 @@ def test_every_vendor_file_is_answered_or_has_a_reason(checkpoint: Path, shared:
     reasons = dict(rejects.select("record_id", "reason").iter_rows())
     assert reasons["sixlettervariables/invalid-doc-type.xml"] == "unknown_format"
     on_disk = {str(p.relative_to(shared / "data/vendor")) for p in (shared / "data/vendor").rglob("*") if p.is_file()}
+    one_ecg = ["FDA/subject1_0.xml", "Refactoring/Example.dcm", "Refactoring/Example.scp", "marianux/ecg_hl7.xml"]
+    answers = table.filter(pl.col("record_id").is_in(one_ecg)).select(LABELS)
+    assert answers.height == 4, "the same ECG as HL7 aECG, DICOM and SCP-ECG"
+    assert answers.max().to_numpy() == pytest.approx(answers.min().to_numpy(), abs=1e-4)
+    assert np.ptp(table["fast"].to_numpy()) > 0.01
     aside = on_disk - answered - set(reasons)
     assert {Path(name).suffix for name in aside} <= {".txt", ".xsd", ".json"}
 
