@@ -384,6 +384,7 @@ class EvaluateConfig:
     bootstrap_samples: AtLeastOne = 1000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     probe_random_encoder: bool = True  # the linear probe on a randomly initialised encoder, beside the pretrained
+    baseline_records: AtLeastOne = 50_000  # of train, at most, that nearest neighbours and few shots are drawn from
     drawn_records: Count = 3
     batch_size: AtLeastOne = 256
     precision: Precision = "fp32"  # bf16: twice as fast and more, probabilities differ in the third digit

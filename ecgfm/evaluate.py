@@ -15,6 +15,8 @@ import torch
 import yaml
 
 from ecgfm import checkpoints
+from ecgfm.assessment import ScoredRecords, as_json, assess
+from ecgfm.baselines import Shot, few_shot, knn
 from ecgfm.config import EvaluateConfig, ModelConfig
 from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.data import Shards, in_order, load, pick_device, standardise
@@ -116,19 +118,34 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     by_model = {"finetuned": predictions["test"], "probe": probes["pretrained"].probabilities}
     if "random" in probes:
         by_model["probe_random"] = probes["random"].probabilities
+    by_model["neighbours"], n_neighbours, shots = _untrained(embeddings, splits, config)
+    stored, valid = finetuned.meta.thresholds, splits["valid"]
+    thresholds = [
+        stored[label] if label in stored else best_f1_threshold(valid.truth[:, k], predictions["valid"][:, k])
+        for k, label in enumerate(space.names)
+    ]
+    differences = [pair for pair in DIFFERENCES if set(pair) <= set(by_model)]
+    assessment, areas = assess(
+        _scored(inputs, test, space),
+        by_model,
+        "finetuned",
+        thresholds,
+        differences,
+        n_replicates=config.bootstrap_samples,
+        confidence=config.confidence,
+        seed=config.seed,
+    )
     scores = compare(
         test.truth,
         by_model,
         space.names,
         test.patients,
-        differences=[pair for pair in DIFFERENCES if set(pair) <= set(by_model)],
+        differences=differences,
         n_replicates=config.bootstrap_samples,
         confidence=config.confidence,
         seed=config.seed,
+        areas=areas,
     )
-    thresholds = [
-        best_f1_threshold(splits["valid"].truth[:, k], predictions["valid"][:, k]) for k in range(len(space.labels))
-    ]
     points = [
         operating_point(test.truth[:, k], predictions["test"][:, k], threshold)
         for k, threshold in enumerate(thresholds)
@@ -145,6 +162,9 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         n_replicates=config.bootstrap_samples,
         confidence=config.confidence,
         probe_strengths=[(f"{name} encoder", probe.c) for name, probe in probes.items()],
+        n_neighbours=n_neighbours,
+        assessment=assessment,
+        shots=shots,
         dropped=space.dropped,
         pretraining=_pretraining(inputs["pretrain"], pretrained),
         finetuning=_finetuning(inputs["finetune"], finetuned),
@@ -195,6 +215,43 @@ def embed(
     )
     assert record_ids == labelled.record_ids
     return of_record.astype(np.float32)
+
+
+def _untrained(
+    embeddings: Mapping[str, Mapping[str, np.ndarray]], splits: Mapping[str, Labelled], config: EvaluateConfig
+) -> tuple[np.ndarray, int, dict[str, tuple[Shot, ...]]]:
+    """What the pretrained encoder's nearest neighbours say of the test records, how many there are, and each encoder's
+    curve of few shots."""
+    truth = {split: labelled.truth for split, labelled in splits.items()}
+    asked = sample(len(truth["train"]), config.baseline_records, config.seed)
+    truth["train"] = truth["train"][asked]
+    some = {name: {**of_split, "train": of_split["train"][asked]} for name, of_split in embeddings.items()}
+    neighbours = knn(
+        (some["pretrained"]["train"], truth["train"]),
+        (some["pretrained"]["valid"], truth["valid"]),
+        some["pretrained"]["test"],
+    )
+    shots = {
+        name: few_shot((of_split["train"], truth["train"]), (of_split["test"], truth["test"]))
+        for name, of_split in some.items()
+    }
+    return neighbours.probabilities, neighbours.k, shots
+
+
+def sample(n: int, most: int, seed: int) -> np.ndarray:
+    """Which of n records are taken where not all are: at most so many, ascending."""
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
+
+
+def _scored(inputs: Mapping[str, Any], test: Labelled, space: LabelSpace) -> ScoredRecords:
+    """The test records with what their slices say of them."""
+    order = pl.DataFrame({"record_id": test.record_ids})
+    records, quality = (
+        order.join(read_tables([one / f"{name}.parquet" for one in inputs["slices"]], name), on="record_id", how="left")
+        for name in ("records", "quality")
+    )
+    codes = [label.codes for label in space.labels]
+    return ScoredRecords(test.truth, space.names, codes, test.patients, records, quality)
 
 
 def choose_records(probabilities: np.ndarray, truth: np.ndarray, is_normal: np.ndarray, n: int) -> list[Choice]:
@@ -428,6 +485,9 @@ def _write_metrics(report: Report, probes: Mapping[str, Probe], path: Path) -> N
         "probes": {
             name: {"c": probe.c, "valid_macro_auprc": probe.valid_macro_auprc} for name, probe in probes.items()
         },
+        "neighbours": report.n_neighbours,
+        "assessment": as_json(report.assessment),
+        "few_shot": as_json(report.shots),
         "cohort": asdict(report.cohort),
         "dropped": dict(report.dropped),
     }

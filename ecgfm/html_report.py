@@ -12,16 +12,20 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from ecgfm.assessment import Assessment
+from ecgfm.assessment_page import sections
+from ecgfm.baselines import Shot
 from ecgfm.drawing import Panel, Series, draw_ecg, draw_panels
 from ecgfm.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
-from ecgfm.report_template import STYLE, TEMPLATE
+from ecgfm.report_template import STYLE, TEMPLATE, svg_image
 
 MODELS = {
     "finetuned": "Finetuned model",
     "probe": "Linear probe, pretrained encoder",
     "probe_random": "Linear probe, random encoder",
+    "neighbours": "Nearest neighbours, pretrained encoder",
 }
 """The models an evaluation may score, with the words of the report."""
 
@@ -116,7 +120,8 @@ class Report:
     scores: by model, and of the `DIFFERENCES` by "a - b"
     operating_points: (label,) of the finetuned model
     dropped: label -> why it was left out before training
-    probe_strengths: (name, C)
+    probe_strengths: (name, C); n_neighbours: how many were asked
+    assessment: of the finetuned model, and of the differences between models; shots: by encoder
     """
 
     cohort: Cohort
@@ -129,6 +134,9 @@ class Report:
     n_replicates: int
     confidence: float
     probe_strengths: Sequence[tuple[str, float]]
+    n_neighbours: int
+    assessment: Assessment
+    shots: Mapping[str, Sequence[Shot]]
     dropped: Mapping[str, str]
     pretraining: Training
     finetuning: Training
@@ -179,6 +187,7 @@ def render(report: Report) -> str:
         trainings=[_training(run) for run in (report.pretraining, report.finetuning)],
         probes=[(name, f"{c:g}") for name, c in report.probe_strengths],
         ecgs=[_ecg(report, ecg) for ecg in report.ecgs],
+        assessment=sections(environment, report.assessment, report.shots, MODELS),
     )
 
 
@@ -338,7 +347,7 @@ def _curves(report: Report, roc: bool) -> Markup:
     panels = curve_panels(report, roc)
     if not panels:
         return Markup("<p>No finding could be scored.</p>")
-    return _svg(
+    return svg_image(
         draw_panels(panels, panel_inches=(2.5, 2.5)),
         f"{'ROC' if roc else 'Precision-recall'} curves of {len(panels)} findings",
     )
@@ -346,12 +355,13 @@ def _curves(report: Report, roc: bool) -> Markup:
 
 def _training(run: Training) -> dict[str, Any]:
     panels = training_panels(run.rows)
+    figure = draw_panels(panels, panel_inches=(2.5, 1.9)) if panels else ""
     return {
         "name": run.name,
         "facts": run.facts,
         "config": [(name, _value(value)) for name, value in flatten(run.config)],
         "caption": run.caption,
-        "figure": _svg(draw_panels(panels, panel_inches=(2.5, 1.9)), f"Curves of {run.name.lower()}") if panels else "",
+        "figure": svg_image(figure, f"Curves of {run.name.lower()}") if figure else "",
     }
 
 
@@ -401,12 +411,6 @@ def _ecg(report: Report, ecg: DrawnEcg) -> dict[str, Any]:
         "rows": rows,
         "image": "data:image/png;base64," + base64.b64encode(png).decode(),
     }
-
-
-def _svg(svg: str, description: str) -> Markup:
-    """A picture of its own, so that the names inside one SVG do not meet those of another."""
-    data = base64.b64encode(svg.encode()).decode()
-    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(escape(description), data)
 
 
 # ---- numbers ------------------------------------------------------------------------------------------------------

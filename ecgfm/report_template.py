@@ -4,6 +4,12 @@ A module and not a data file, so that a change of it is a change of the code tha
 `html_report.render` fills it in.
 """
 
+from __future__ import annotations
+
+import base64
+
+from markupsafe import Markup, escape
+
 STYLE = """
 :root { --ink: #16202a; --quiet: #5b6773; --line: #dde2e7; --soft: #f6f8f9; --accent: #0072b2; --warm: #d55e00; }
 * { box-sizing: border-box; }
@@ -84,7 +90,7 @@ dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 }
 """
 
-TEMPLATE = """\
+MACROS = """\
 {%- macro number(estimate, sign=false) -%}
 {%- if estimate is none -%}&ndash;{%- else -%}
 {{ (estimate.value | signed) if sign else (estimate.value | decimals) }}<small>{{ estimate | interval(sign) }}</small>
@@ -102,6 +108,11 @@ TEMPLATE = """\
 {%- macro reasons(counts) -%}
 <ul>{% for why, n in counts.items() %}<li>{{ n | count }} {{ why | words }}</li>{% endfor %}</ul>
 {%- endmacro -%}
+"""
+
+TEMPLATE = (
+    MACROS
+    + """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -219,6 +230,8 @@ behind them. {{ unknown_note }} {{ replicate_note }}</p>
 {%- endif %}
 </section>
 
+{{ assessment }}
+
 <section>
 <h2>ROC and precision&ndash;recall curves</h2>
 <figure>{{ roc }}
@@ -311,8 +324,8 @@ over the patients of the test split. They cover the chance of having these patie
 source;
 they do not cover another training run, another hospital, or errors in the labels.</li>
 <li><strong>The labels</strong> are those that the source publishes. Where these are wrong, so is the score.</li>
-<li><strong>The probabilities are not calibrated</strong>: training may weigh rare findings up. They rank records;
-they are no risks.</li>
+<li><strong>The probabilities</strong> rank records. Training may weigh rare findings up, and a temperature fitted on
+the valid split mends only part of that: read them as risks no further than the calibration above allows.</li>
 <li><strong>A record's probability</strong> is the mean over its segments, or the maximum where a finding can be in
 one
 segment alone (marked in the table).</li>
@@ -322,3 +335,10 @@ segment alone (marked in the table).</li>
 </body>
 </html>
 """
+)
+
+
+def svg_image(svg: str, description: str) -> Markup:
+    """A picture of its own, so that the names inside one SVG do not meet those of another."""
+    data = base64.b64encode(svg.encode()).decode()
+    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(escape(description), data)

@@ -208,8 +208,7 @@ def test_equal_inputs_elsewhere_give_equal_bytes(inputs: dict[str, Any], out: Pa
 def test_the_summary_says_what_the_metrics_say(out: Path) -> None:
     scores = json.loads((out / "metrics.json").read_text())["scores"]
     rows = [line for line in (out / "summary.md").read_text().splitlines() if line.startswith("|")][2:]
-    assert len(rows) == 3
-    for row, model in zip(rows, ("finetuned", "probe", "probe_random"), strict=True):
+    for row, model in zip(rows, ("finetuned", "probe", "probe_random", "neighbours"), strict=True):
         auroc = scores[model]["macro_auroc"]
         assert f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})" in row
         assert f"| {scores[model]['n_records']} |" in row
@@ -218,9 +217,34 @@ def test_the_summary_says_what_the_metrics_say(out: Path) -> None:
 def test_the_random_probe_can_be_left_out(inputs: dict[str, Any], tmp_path: Path) -> None:
     evaluate(inputs, replace(config(), probe_random_encoder=False, drawn_records=0), tmp_path)
     scores = json.loads((tmp_path / "metrics.json").read_text())["scores"]
-    assert set(scores) == {"finetuned", "probe", "finetuned - probe"}
+    assert set(scores) == {"finetuned", "probe", "neighbours", "finetuned - probe"}
     assert set(read_table(tmp_path / "embeddings.parquet", "embeddings")["encoder"]) == {"pretrained"}
     assert "data:image/png" not in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_assessed_is_of_the_written_predictions_at_the_checkpoints_thresholds(
+    out: Path, inputs: dict[str, Any]
+) -> None:
+    metrics = json.loads((out / "metrics.json").read_text())
+    best = checkpoints.best(inputs["finetune"])
+    assert best
+    thresholds = checkpoints.load(best).meta.thresholds
+    predicted = read_table(out / "predictions.parquet", "predictions").filter(pl.col("split") == "test")
+    labelled = read_table(inputs["manifests"] / "labelled_test.parquet", "labelled_segments").unique("record_id")
+    for decisions in metrics["assessment"]["decisions"]:
+        name = decisions["label"]
+        joined = predicted.select("record_id", p=name).join(labelled.select("record_id", truth=name), on="record_id")
+        joined = joined.drop_nulls("truth")
+        assert decisions["n"] == joined.height
+        if name in thresholds:
+            called = joined.filter(pl.col("p") >= thresholds[name])
+            assert decisions["point"]["true_positives"] == int(called["truth"].sum())
+            assert decisions["point"]["false_positives"] == called.height - int(called["truth"].sum())
+    parted = {}
+    for part in metrics["assessment"]["parts"]:
+        parted[part["by"]] = parted.get(part["by"], 0) + part["scores"]["n_records"]
+    assert parted
+    assert set(parted.values()) == {predicted.height}
 
 
 def test_records_in_are_records_out(inputs: dict[str, Any]) -> None:

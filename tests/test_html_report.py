@@ -8,8 +8,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import polars as pl
 import pytest
 
+from ecgfm.assessment import ScoredRecords, assess
+from ecgfm.baselines import few_shot
+from ecgfm.contracts import empty_table
 from ecgfm.ecg import LEADS
 from ecgfm.html_report import (
     DIFFERENCES,
@@ -71,6 +75,28 @@ def report(n: int = 80, seed: int = 0) -> Report:
     }
     patients = [f"p{row // 2}" for row in range(n)]
     scores = compare(truth, predictions, LABELS, patients, differences=list(DIFFERENCES), n_replicates=200)
+    ids = [f"synthetic/S{row}" for row in range(n)]
+    facts = {
+        "record_id": ids,
+        "source": "synthetic",
+        "sampling_rate_hz": 500.0,
+        "age_years": random.integers(20, 90, n),
+    }
+    records = pl.concat([empty_table("records"), pl.DataFrame(facts)], how="diagonal_relaxed")
+    noise = pl.DataFrame({"record_id": ids, "lead_noise_uv": random.random((n, 12)).tolist()})
+    quality = pl.concat([empty_table("quality"), noise], how="diagonal_relaxed")
+    assessment, _ = assess(
+        ScoredRecords(truth, LABELS, [["1"], ["2"], ["3"]], patients, records, quality),
+        predictions,
+        "finetuned",
+        [0.5, 0.5, 0.5],
+        list(DIFFERENCES),
+        n_replicates=50,
+        confidence=0.9,
+        seed=0,
+    )
+    embeddings = random.normal(size=(n, 4)) + np.nan_to_num(truth) @ random.normal(size=(3, 4))
+    shots = {"pretrained": few_shot((embeddings, truth), (embeddings, truth), shots=(1, 5, None), seeds=range(2))}
     points = [
         operating_point(truth[:, k], predictions["finetuned"][:, k], best_f1_threshold(truth[:, k], truth[:, k]))
         for k in range(3)
@@ -102,6 +128,9 @@ def report(n: int = 80, seed: int = 0) -> Report:
         n_replicates=200,
         confidence=0.9,
         probe_strengths=[("pretrained encoder", 0.01)],
+        n_neighbours=5,
+        assessment=assessment,
+        shots=shots,
         dropped={"atrial flutter": "no positive record in valid"},
         pretraining=training,
         finetuning=replace(training, name="Finetuning"),
@@ -116,8 +145,8 @@ def report(n: int = 80, seed: int = 0) -> Report:
 def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere() -> None:
     html = render(report())
     page = Page(html)
-    assert page.seen.count("img") == 5  # ROC, PR, two trainings, one ECG
-    assert len(page.loads) == 6
+    assert page.seen.count("img") == 7  # ROC, PR, reliability, few shots, two trainings, one ECG
+    assert len(page.loads) == 8
     assert all(load.startswith("data:") for load in page.loads)
     assert "script" not in page.seen
     assert not re.search(r"url\(|@import", html)
@@ -125,7 +154,7 @@ def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere() -> None:
 
 def test_pictures_inside_load_nothing_either() -> None:
     svgs = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', render(report()))
-    assert len(svgs) == 4
+    assert len(svgs) == 6
     for encoded in svgs:
         svg = base64.b64decode(encoded).decode()
         links = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', svg)

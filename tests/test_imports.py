@@ -65,7 +65,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "peek": {"ecg", "formats", "signals", "quality", "drawing"},
     "report_template": set(),
     "export_texts": set(),
-    "html_report": {*RECORDS, "metrics", "drawing", "report_template"},
+    "leakage": TABLES,
+    "subgroups": {*TABLES, "metrics"},
+    "assessment": {*TABLES, "metrics", "calibration", "challenge_score", "significance", "subgroups"},
+    "assessment_page": {*TABLES, "metrics", "calibration", "baselines", "assessment", "drawing", "report_template"},
+    "html_report": {
+        *RECORDS,
+        *("metrics", "baselines", "assessment", "assessment_page", "drawing", "report_template"),
+    },
     # the DAG
     "pipeline": {*WORDS, "files", "stages", "fingerprints", "own_process", "processes", "prepare"},
     "runs": {*WORDS, "files", "stages", "pipeline"},
@@ -91,13 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": {*TRAINING, "supervised"},
     "evaluate": {
         *TRAINING - {"training"},
-        "splits",
-        "probe",
-        "baselines",
-        "challenge_score",
-        "significance",
-        "drawing",
-        "html_report",
+        *("splits", "leakage", "probe", "baselines", "subgroups", "assessment", "drawing", "html_report"),
     },
     # answers about recordings that no pipeline has seen; recordings are found and prepared without torch
     "recordings": {*TABLES, "formats", "sources", "shards", "processes", "prepare"},
