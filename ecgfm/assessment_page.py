@@ -134,7 +134,7 @@ def sections(
             reliability=_picture(reliability_panels(assessment.calibration), "Reliability curves"),
             tests=_tests(assessment, models),
             alpha=ALPHA,
-            shots=_picture(_shot_panels(shots, models), "Curves of few examples") if shots else "",
+            shots=_picture(_shot_panels(shots, models), "Curves of few examples", (5.0, 2.8)) if shots else "",
             shot_labels=_shot_labels(shots),
         )
     )
@@ -152,10 +152,10 @@ def reliability_panels(calibrations: Sequence[Calibration]) -> list[Panel]:
     return panels
 
 
-def _picture(panels: Sequence[Panel], description: str) -> Markup:
+def _picture(panels: Sequence[Panel], description: str, inches: tuple[float, float] = (2.5, 2.5)) -> Markup:
     if not panels:
         return Markup("<p>No finding could be scored.</p>")
-    return svg_image(draw_panels(panels, panel_inches=(2.5, 2.5)), description)
+    return svg_image(draw_panels(panels, panel_inches=inches), description)
 
 
 def _tests(assessment: Assessment, models: Mapping[str, str]) -> list[dict[str, object]]:
