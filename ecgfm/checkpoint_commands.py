@@ -179,7 +179,7 @@ def convert(
         found.meta, labels=names, aggregation=chosen_aggregation, thresholds=chosen_thresholds, progress=progress
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.write(target, found.state, None, meta)
+    checkpoints.write(target, found.state, None, meta, checkpoints.seen(found))
     return checkpoints.load(target)
 
 

@@ -3,6 +3,7 @@
     <directory>/step_0000200/
         model.safetensors   every tensor of the model, under the published names
         optimizer.pt        what resuming needs besides; absent where training is not to go on
+        seen.safetensors    digests of the records and patients learnt from (leakage.py); absent where unknown
         meta.json           what the weights are and the hashes of the other files; written last
 
 A checkpoint is complete if `meta.json` is there: it is built in a hidden sibling and renamed into place, so a killed
@@ -34,10 +35,12 @@ from ecgfm import published
 from ecgfm.config import STRICT, ModelConfig, Positive, Share, from_dict, to_dict
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.files import content_at, digest_of, sha256_of, sync
+from ecgfm.leakage import Seen
 from ecgfm.model import PRETRAINING_HEADS, Classifier, Encoder, PretrainModel
 from ecgfm.published import read_published, torch_load
 
 MODEL, OPTIMIZER, META = "model.safetensors", "optimizer.pt", "meta.json"
+SEEN = "seen.safetensors"
 BEST = "best.json"
 
 PAIRS = ("cmsc_*",)
@@ -126,19 +129,25 @@ def save(
     model_state: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Any] | None,
     meta: Meta,
+    seen: Seen | None = None,
 ) -> Path:
     """Write `directory/step_<step>`, all of it or nothing, and return it. One of the same step is replaced.
 
     model_state: `state_dict()` of the model; on any device
     optimizer_state: all that resuming needs besides, of tensors and plain values: optimizer, generators
+    seen: the records and patients learnt from; None where they are unknown
     """
     final = directory / f"step_{step:07d}"
-    write(final, model_state, optimizer_state, dataclasses.replace(meta, step=step))
+    write(final, model_state, optimizer_state, dataclasses.replace(meta, step=step), seen)
     return final
 
 
 def write(
-    final: Path, model_state: Mapping[str, Tensor], optimizer_state: Mapping[str, Any] | None, meta: Meta
+    final: Path,
+    model_state: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Any] | None,
+    meta: Meta,
+    seen: Seen | None = None,
 ) -> None:
     """`save`, with another name than its step: `final` is the checkpoint's directory."""
     partial = final.with_name(f".{final.name}.partial")
@@ -151,6 +160,8 @@ def write(
     if optimizer_state is not None:
         with open(partial / OPTIMIZER, "wb") as file:  # given a path, torch says "unexpected pos" for a full disk
             torch.save(dict(optimizer_state), file)
+    if seen is not None:
+        (partial / SEEN).write_bytes(seen.to_bytes())
     files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
     for name in files:
         sync(partial / name)
@@ -286,6 +297,18 @@ def load_optimizer(path: Path) -> dict[str, Any]:
     return torch_load(path / OPTIMIZER)
 
 
+def seen(checkpoint: Checkpoint) -> Seen | None:
+    """The records and patients that the weights have learnt from; None where they do not say.
+
+    Raises:
+        InputError: damaged.
+    """
+    if SEEN not in checkpoint.meta.files:
+        return None
+    _verify(checkpoint.path, checkpoint.meta, SEEN)
+    return Seen.from_bytes((checkpoint.path / SEEN).read_bytes(), str(checkpoint.path / SEEN))
+
+
 def build(checkpoint: Checkpoint) -> PretrainModel | Classifier:
     """The model of a checkpoint with its weights, on the CPU, in eval mode, without dropout.
 
@@ -395,7 +418,7 @@ def _verify(path: Path, meta: Meta, name: str) -> None:
 
 
 def _load_published(path: Path, n_heads: int | None) -> Checkpoint:
-    if path.name in (MODEL, OPTIMIZER, META) and (path.parent / META).is_file():
+    if path.name in (MODEL, OPTIMIZER, SEEN, META) and (path.parent / META).is_file():
         raise InputError(f"{path}: a part of a checkpoint; name the directory, {path.parent}")
     found = read_published(path, n_heads)
     meta = Meta(

@@ -386,6 +386,7 @@ class EvaluateConfig:
     probe_random_encoder: bool = True  # the linear probe on a randomly initialised encoder, beside the pretrained
     baseline_records: AtLeastOne = 50_000  # of train, at most, that nearest neighbours and few shots are drawn from
     drawn_records: Count = 3
+    allow_leakage: bool = False  # score records all the same that the checkpoint has learnt from; the report says so
     batch_size: AtLeastOne = 256
     precision: Precision = "fp32"  # bf16: twice as fast and more, probabilities differ in the third digit
     seed: int = 0

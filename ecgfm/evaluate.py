@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +16,7 @@ import polars as pl
 import torch
 import yaml
 
-from ecgfm import checkpoints
+from ecgfm import checkpoints, leakage
 from ecgfm.assessment import ScoredRecords, as_json, assess
 from ecgfm.baselines import Shot, few_shot, knn
 from ecgfm.config import EvaluateConfig, ModelConfig
@@ -79,6 +81,12 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         raise InputError(
             f"{finetuned.path}: expected the labels {', '.join(space.names)}, "
             f"found {', '.join(finetuned.meta.labels) or 'none'}; finetune again"
+        )
+    leak, is_known = _leak(inputs, splits["test"], (finetuned, pretrained))
+    if leak and not config.allow_leakage:
+        raise InputError(
+            f"evaluate: the model knows the test split: {leak.in_words(len(splits['test'].record_ids))}; split so that "
+            "they are apart, or see the numbers, with a warning, by --allow-leakage"
         )
     model = checkpoints.build(finetuned).to(device)
     assert isinstance(model, Classifier)
@@ -153,6 +161,8 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     choices = choose_records(predictions["test"], test.truth, _is_normal(space), config.drawn_records)
     report = Report(
         cohort=read_cohort(inputs, splits),
+        leak=leak.in_words(len(test.record_ids)) if leak else "",
+        training_is_known=is_known,
         labels=space.names,
         aggregations=[label.aggregation for label in space.labels],
         truth=test.truth,
@@ -215,6 +225,15 @@ def embed(
     )
     assert record_ids == labelled.record_ids
     return of_record.astype(np.float32)
+
+
+def _leak(
+    inputs: Mapping[str, Any], test: Labelled, found: Sequence[checkpoints.Checkpoint]
+) -> tuple[leakage.Leak, bool]:
+    """Which test records the models have learnt from, and whether all that they have learnt from is known."""
+    seen = functools.reduce(operator.or_, (checkpoints.seen(one) or leakage.UNKNOWN for one in found))
+    duplicates = read_table(inputs["audit"] / "duplicates.parquet", "duplicates")
+    return leakage.find_leak(seen, test.record_ids, test.patients, duplicates), seen.whole
 
 
 def _untrained(
@@ -477,6 +496,8 @@ def _write_metrics(report: Report, probes: Mapping[str, Probe], path: Path) -> N
     """The numbers of the report as JSON."""
     values = {
         "split": "test",
+        "leakage": report.leak or None,
+        "training_is_known": report.training_is_known,
         "bootstrap": {"replicates": report.n_replicates, "confidence": report.confidence, "rule": BOOTSTRAP_RULE},
         "scores": {name: asdict(scores) for name, scores in report.scores.items()},
         "operating_points": {

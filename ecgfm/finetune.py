@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ecgfm import checkpoints
+from ecgfm import checkpoints, leakage
 from ecgfm.calibration import fit_temperatures, logits_of
 from ecgfm.config import PROGRESS_BAR, FinetuneConfig, content_of
 from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, too_large, visits_from
@@ -93,6 +93,9 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
         aggregation={label.name: label.aggregation for label in space.labels},
         training_data=_training_data(inputs, config, pretrained),
     )
+    seen = leakage.seen_in(inputs["manifests"], "labelled")
+    if config.init == "pretrained":
+        seen |= checkpoints.seen(pretrained) or leakage.UNKNOWN
     write_config(config, out)
     resumed = resume(out, config, model, optimizer)
     start = resumed.step if resumed else 0
@@ -135,7 +138,7 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
                 described = replace(meta, progress=progress)
                 if end_of_epoch:
                     described = replace(described, thresholds=judged.thresholds, temperature=judged.temperature)
-                checkpoints.save(out, step, model.state_dict(), state, described)
+                checkpoints.save(out, step, model.state_dict(), state, described, seen)
             if end_of_epoch:
                 checkpoints.mark_best(out, best["step"])
                 prune(out, lambda s: s % per_epoch == 0, keep_last=1)

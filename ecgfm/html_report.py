@@ -115,6 +115,8 @@ class DrawnEcg:
 class Report:
     """All that the page says.
 
+    leak: which test records the model has learnt from, in words; "" where none
+    training_is_known: whether all that it has learnt from is known
     labels, aggregations: (label,)
     truth: (record, label) 0, 1, or NaN for unknown; predictions: by model, (record, label); all of the test split
     scores: by model, and of the `DIFFERENCES` by "a - b"
@@ -125,6 +127,8 @@ class Report:
     """
 
     cohort: Cohort
+    leak: str
+    training_is_known: bool
     labels: Sequence[str]
     aggregations: Sequence[str]
     truth: np.ndarray
@@ -201,8 +205,9 @@ def _summary(report: Report) -> str:
     test = report.cohort.splits["test"]
     known = test.known_patients and not test.unknown_patients
     whose = f" of {_counted(finetuned.n_patients, 'patient')}" if known else ""
+    apart = " that no training step has seen" if report.training_is_known and not report.leak else ""
     parts = [
-        f"On {_counted(finetuned.n_records, 'test record')}{whose} that no training step has seen, the finetuned model "
+        f"On {_counted(finetuned.n_records, 'test record')}{whose}{apart}, the finetuned model "
         f"reaches a macro AUROC of {_with_interval(finetuned.macro_auroc)} and a macro AUPRC of "
         f"{_with_interval(finetuned.macro_auprc)} over {_counted(n_labels, 'finding')}."
     ]

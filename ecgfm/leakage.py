@@ -7,6 +7,7 @@ by chance once in 37 million such sets.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -28,10 +29,12 @@ class Seen:
     """Whom a checkpoint knows.
 
     records, patients: (n,) uint64, digests, ascending, each once
+    whole: False where something was learnt from that cannot be known, such as a published encoder's data
     """
 
     records: np.ndarray
     patients: np.ndarray
+    whole: bool = True
 
     @classmethod
     def of(cls, record_ids: Iterable[str], patient_ids: Iterable[str | None]) -> Seen:
@@ -40,11 +43,13 @@ class Seen:
 
     def __or__(self, other: Seen) -> Seen:
         """Both together: a finetuned model knows also what its encoder was pretrained on."""
-        return Seen(np.union1d(self.records, other.records), np.union1d(self.patients, other.patients))
+        whole = self.whole and other.whole
+        return Seen(np.union1d(self.records, other.records), np.union1d(self.patients, other.patients), whole)
 
     def to_bytes(self) -> bytes:
         """Equal sets give equal bytes."""
-        return safetensors.numpy.save({"patients": self.patients, "records": self.records})
+        metadata = {"whole": str(self.whole).lower()}
+        return safetensors.numpy.save({"patients": self.patients, "records": self.records}, metadata)
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str) -> Seen:
@@ -55,7 +60,9 @@ class Seen:
         """
         try:
             arrays = safetensors.numpy.load(content)
-            return cls(arrays["records"], arrays["patients"])
+            length = int.from_bytes(content[:8], "little")  # of the header, which has the metadata
+            whole = json.loads(content[8 : 8 + length])["__metadata__"]["whole"] == "true"
+            return cls(arrays["records"], arrays["patients"], whole)
         except (SafetensorError, KeyError) as error:
             raise InputError(f"{where}: not the digests of records and patients ({error}); train again") from error
 
@@ -86,20 +93,20 @@ class Leak:
         return f"of {n_evaluated:,} records {'; '.join(found)}"
 
 
-def seen_in(manifests: Path, kind: str, share: Sequence[str] | None = None) -> Seen:
-    """Whom a training that reads these manifests knows: all of train and valid.
+UNKNOWN = Seen(np.empty(0, np.uint64), np.empty(0, np.uint64), whole=False)
+"""Of weights that say nothing of what they were trained on."""
+
+
+def seen_in(manifests: Path, kind: str) -> Seen:
+    """Whom a training that reads these manifests knows: all of train and valid, also where it takes a share of them.
 
     kind: `cmsc` (pretraining) or `labelled` (finetuning)
-    share: of the train split, where only some of its records were visited: their ids
     """
     contract = {"cmsc": "pairs", "labelled": "labelled_segments"}[kind]
-    tables = []
-    for split in ("train", "valid"):
-        table = read_table(manifests / f"{kind}_{split}.parquet", contract).select("record_id", "patient_id")
-        if split == "train" and share is not None:
-            table = table.filter(pl.col("record_id").is_in(pl.Series(share).implode()))
-        tables.append(table)
-    known = pl.concat(tables)
+    columns = ["record_id", "patient_id"]
+    known = pl.concat(
+        read_table(manifests / f"{kind}_{split}.parquet", contract).select(columns) for split in ("train", "valid")
+    )
     return Seen.of(known["record_id"].unique(), known["patient_id"].unique())
 
 

@@ -211,6 +211,7 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
             {
                 "slices": [made.select("*") for made in slices],
                 "splits": split_table,
+                "audit": audited.select("duplicates.parquet"),
                 "manifests": manifests.select("*"),
                 "pretrain": start,
                 "finetune": finetuned.select("*"),

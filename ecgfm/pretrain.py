@@ -23,7 +23,7 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ecgfm import checkpoints, distributed
+from ecgfm import checkpoints, distributed, leakage
 from ecgfm.augment import augment
 from ecgfm.config import PROGRESS_BAR, PretrainConfig, content_of, from_dict
 from ecgfm.contracts import read_table
@@ -161,6 +161,7 @@ def _train(  # noqa: PLR0912, PLR0915 - one loop, to be read from top to bottom
     trained = world.wrap(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
     device_flops, segment_flops = peak_flops(device), flops_per_segment(config.model, shards.segment_samples)
     best: dict[str, Any] = resumed.progress["best"] if resumed else {"step": None, "loss": None}
+    seen = leakage.seen_in(inputs["manifests"], "cmsc") if world.is_first else None
     if world.is_first:
         write_config(config, out)
         if best["step"] in checkpoints.steps(out):
@@ -209,7 +210,7 @@ def _train(  # noqa: PLR0912, PLR0915 - one loop, to be read from top to bottom
                     epochs = step * config.accumulate / per_epoch
                     progress = {"config": content_of(config), "epochs": epochs, "best": best}
                     state = {"optimizer": optimizer.state_dict()}
-                    checkpoints.save(out, step, model.state_dict(), state, replace(meta, progress=progress))
+                    checkpoints.save(out, step, model.state_dict(), state, replace(meta, progress=progress), seen)
                     if best["step"] == step:
                         checkpoints.mark_best(out, step)
                     if scheduled:

@@ -65,6 +65,7 @@ dl.config div { display: flex; justify-content: space-between; gap: 12px; break-
   border-bottom: 1px solid var(--line); padding: 2px 0; }
 dl.config dt { color: var(--quiet); overflow-wrap: anywhere; }
 dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
+.leak { border: 2px solid #b00020; color: #b00020; padding: 10px 16px; margin: 16px 0; }
 .caution { border-left: 3px solid var(--warm); padding: 4px 0 4px 16px; margin: 16px 0; }
 @media (max-width: 760px) {
   main { padding: 24px 18px 48px; }
@@ -131,6 +132,14 @@ TEMPLATE = (
 </header>
 
 <section>
+{%- if r.leak %}
+<p class="leak"><strong>The model knows the test split:</strong> {{ r.leak }}. These numbers are better than on
+recordings that it does not know.</p>
+{%- endif %}
+{%- if not r.training_is_known %}
+<p class="caution">What the encoder was trained on is not known: whether it has seen these records cannot be
+checked.</p>
+{%- endif %}
 <p class="lead">{{ summary }}</p>
 <div class="wide"><table>
 <thead><tr><th>On the {{ finetuned.n_records | counted("test record") }}</th><th>macro AUROC</th>

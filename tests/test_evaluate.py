@@ -16,11 +16,12 @@ import torch
 
 from ecgfm import checkpoints
 from ecgfm.config import EvaluateConfig, Pipeline, from_dict
-from ecgfm.contracts import read_table
+from ecgfm.contracts import empty_table, read_table
 from ecgfm.data import Shards
 from ecgfm.ecg import InputError
 from ecgfm.evaluate import Choice, choose_records, evaluate, read_cohort
 from ecgfm.label_space import read_label_space
+from ecgfm.leakage import Seen, find_leak
 from ecgfm.model import pool_nonzero_mean
 from ecgfm.pipeline import Walker, walk
 from ecgfm.predict import read_labelled
@@ -68,7 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for request, output in walker.made:
         assert isinstance(output, Output)
         of_stage.setdefault(request.stage.name, []).append(output.directory)
-    one = {name: of_stage[name][0] for name in ("splits", "labels", "manifests", "pretrain", "finetune")}
+    one = {name: of_stage[name][0] for name in ("audit", "splits", "labels", "manifests", "pretrain", "finetune")}
     return {"inputs": {**one, "slices": of_stage["prepare"]}, "out": of_stage["evaluate"][0]}
 
 
@@ -245,6 +246,57 @@ def test_what_is_assessed_is_of_the_written_predictions_at_the_checkpoints_thres
         parted[part["by"]] = parted.get(part["by"], 0) + part["scores"]["n_records"]
     assert parted
     assert set(parted.values()) == {predicted.height}
+
+
+def knowing(inputs: dict[str, Any], seen: Seen | None, folder: Path) -> dict[str, Any]:
+    """The inputs with a finetuned checkpoint that has learnt from others than it has."""
+    best = checkpoints.best(inputs["finetune"])
+    assert best
+    found = checkpoints.load(best)
+    checkpoints.save(folder, found.meta.step, found.state, None, found.meta, seen)
+    checkpoints.mark_best(folder, found.meta.step)
+    shutil.copy(inputs["finetune"] / "config.yaml", folder)
+    shutil.copy(inputs["finetune"] / "metrics.jsonl", folder)
+    return {**inputs, "finetune": folder}
+
+
+def test_a_checkpoint_knows_whom_it_was_trained_on(inputs: dict[str, Any]) -> None:
+    splits = read_table(inputs["splits"] / "splits.parquet", "splits")
+    none = empty_table("duplicates")
+    for stage, path in (
+        ("pretrain", checkpoints.latest(inputs["pretrain"])),
+        ("finetune", checkpoints.best(inputs["finetune"])),
+    ):
+        assert path
+        seen = checkpoints.seen(checkpoints.load(path))
+        assert seen is not None
+        assert seen.whole, stage
+        for split in SPLITS:
+            mine = splits.filter(pl.col("split") == split)
+            leak = find_leak(seen, mine["record_id"].to_list(), mine["patient_id"].to_list(), none)
+            assert bool(leak) == (split != "test"), (stage, split)
+
+
+def test_a_model_that_knows_a_test_record_is_refused_unless_allowed(inputs: dict[str, Any], tmp_path: Path) -> None:
+    test = read_table(inputs["manifests"] / "labelled_test.parquet", "labelled_segments")
+    (tmp_path / "finetune").mkdir()
+    leaking = knowing(inputs, Seen.of([test["record_id"][0]], []), tmp_path / "finetune")
+    with pytest.raises(InputError, match=r"the model knows the test split: of \d+ records 1 learnt from") as refusal:
+        evaluate(leaking, config(), tmp_path / "refused")
+    assert test["record_id"][0] in str(refusal.value)
+    (tmp_path / "allowed").mkdir()
+    evaluate(leaking, replace(config(), allow_leakage=True, drawn_records=0), tmp_path / "allowed")
+    assert "The model knows the test split" in (tmp_path / "allowed" / "report.html").read_text()
+    assert "1 learnt from" in json.loads((tmp_path / "allowed" / "metrics.json").read_text())["leakage"]
+
+
+def test_weights_that_say_nothing_of_their_training_are_evaluated_and_that_is_said(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "finetune").mkdir()
+    evaluate(knowing(inputs, None, tmp_path / "finetune"), replace(config(), drawn_records=0), tmp_path)
+    assert "cannot be" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "metrics.json").read_text())["training_is_known"] is False
 
 
 def test_records_in_are_records_out(inputs: dict[str, Any]) -> None:

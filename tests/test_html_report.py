@@ -119,6 +119,8 @@ def report(n: int = 80, seed: int = 0) -> Report:
                 "test": SplitCounts(100, n // 2, 0, 200, None, n, 2 * n),
             },
         ),
+        leak="",
+        training_is_known=True,
         labels=LABELS,
         aggregations=["mean", "max", "mean"],
         truth=truth,
@@ -254,3 +256,14 @@ def test_long_curves_are_thinned_and_settings_are_not_drawn() -> None:
     assert np.allclose(train.x, train.y)
     assert train.y.mean() == pytest.approx(np.arange(10_000).mean(), rel=1e-2)  # of 33 steps each, or 34
     assert (valid.name, valid.y.tolist()) == ("valid", [7.0])
+
+
+def test_what_the_model_knows_is_said_on_top() -> None:
+    known = replace(report(), leak="of 80 records 1 learnt from (synthetic/S1)")
+    text = Page(render(known)).text
+    assert "The model knows the test split: of 80 records 1 learnt from (synthetic/S1)." in text
+    assert "no training step has seen" not in text
+    unknown = Page(render(replace(report(), training_is_known=False))).text
+    assert "whether it has seen these records cannot be checked" in unknown
+    assert "no training step has seen" not in unknown
+    assert "no training step has seen" in Page(render(report())).text

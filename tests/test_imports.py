@@ -19,7 +19,7 @@ WORDS = {"ecg", "config"}
 TABLES = {*WORDS, "contracts"}
 RECORDS = {*TABLES, "sources", "signals", "quality", "shards"}
 MODEL = {"data", "augment", "model", "losses", "published", "checkpoints", "training", "predict"}
-TRAINING = {*TABLES, *MODEL, "shards", "label_space", "metrics", "calibration"}
+TRAINING = {*TABLES, *MODEL, "leakage", "shards", "label_space", "metrics", "calibration"}
 
 # module, or package for all of its modules -> the modules of ecgfm that it may import
 MAY_IMPORT: dict[str, set[str]] = {
@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {*WORDS, "model"},
     "supervised": {*WORDS, "label_space"},
     "published": WORDS,
-    "checkpoints": {*WORDS, "files", "model", "published"},
+    "checkpoints": {*TABLES, "files", "leakage", "model", "published"},
     "checkpoint_commands": {*WORDS, "files", "model", "published", "checkpoints", "label_space"},
     "data": {*TABLES, "shards"},
     "bench_load": {*WORDS, "files", "shards", "data"},
@@ -98,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": {*TRAINING, "supervised"},
     "evaluate": {
         *TRAINING - {"training"},
-        *("splits", "leakage", "probe", "baselines", "subgroups", "assessment", "drawing", "html_report"),
+        *("splits", "probe", "baselines", "subgroups", "assessment", "drawing", "html_report"),
     },
     # answers about recordings that no pipeline has seen; recordings are found and prepared without torch
     "recordings": {*TABLES, "formats", "sources", "shards", "processes", "prepare"},

@@ -13,7 +13,7 @@ from training_data import write_inputs
 
 from ecgfm.contracts import empty_table, read_table
 from ecgfm.ecg import InputError
-from ecgfm.leakage import Leak, Seen, find_leak, seen_in
+from ecgfm.leakage import UNKNOWN, Leak, Seen, find_leak, seen_in
 
 IDS = st.lists(st.text(min_size=1, max_size=6), max_size=12, unique=True)
 
@@ -70,15 +70,18 @@ def test_what_is_damaged_is_one_line() -> None:
         Seen.from_bytes(b"nothing", "here")
 
 
-def test_training_knows_train_and_valid_and_of_a_share_its_records(tmp_path: Path) -> None:
+def test_training_knows_train_and_valid(tmp_path: Path) -> None:
     manifests = write_inputs(tmp_path)["manifests"]
     for kind, contract in (("cmsc", "pairs"), ("labelled", "labelled_segments")):
-        tables = {split: read_table(manifests / f"{kind}_{split}.parquet", contract) for split in ("train", "valid")}
-        train, valid = (tables[split]["record_id"].unique(maintain_order=True).to_list() for split in tables)
-        whole = seen_in(manifests, kind)
-        assert len(find_leak(whole, [*train, *valid], [None] * len([*train, *valid]), copies()).records) == len(
-            [*train, *valid]
-        )
-        some = seen_in(manifests, kind, train[:2])
-        asked = [*train, *valid]
-        assert set(find_leak(some, asked, [None] * len(asked), copies()).records) == {*train[:2], *valid}
+        tables = [read_table(manifests / f"{kind}_{split}.parquet", contract) for split in ("train", "valid")]
+        asked = [record_id for table in tables for record_id in table["record_id"].unique()]
+        leak = find_leak(seen_in(manifests, kind), [*asked, "fresh"], [None] * (len(asked) + 1), copies())
+        assert leak.records == sorted(asked)
+
+
+def test_what_cannot_be_known_stays_unknown() -> None:
+    known = Seen.of(["a"], [])
+    assert known.whole
+    both = Seen.from_bytes((known | UNKNOWN).to_bytes(), "here")
+    assert not both.whole
+    assert find_leak(both, ["a"], [None], copies()).records == ["a"]

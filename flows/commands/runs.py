@@ -51,6 +51,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     verify: Verify = False,
     hash_raw: HashRaw = False,
+    allow_leakage: Annotated[
+        bool,
+        typer.Option("--allow-leakage", help="Evaluate also where the model knows test records; the report says so."),
+    ] = False,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run in this process, without Prefect.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -64,7 +68,8 @@ def run(
     """
     with one_line_errors(debug):
         file = pipelines_file(pipelines)
-        config = load_pipeline(file, pipeline, overrides or [])
+        values = [*(overrides or []), *(["evaluate.allow_leakage=true"] if allow_leakage else [])]
+        config = load_pipeline(file, pipeline, values)
         folders = raw_folders(raw or [], config, file)
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
         store = Store(data_dir.absolute(), verify)
@@ -84,7 +89,7 @@ def run(
                 recorded = run_locally(pipeline, config, folders, store, selection, hash_raw)
             else:
                 places = {source: str(folder) for source, folder in folders.items()}
-                common = (pipeline, str(store.data_dir), str(file.absolute()), places, list(overrides or ()))
+                common = (pipeline, str(store.data_dir), str(file.absolute()), places, values)
                 recorded = _run_under_prefect(api, common, selection, store, hash_raw, debug)
         if (recorded / "report.html").exists():
             typer.echo(f"report: {recorded / 'report.html'}")
