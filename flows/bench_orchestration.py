@@ -52,7 +52,7 @@ def _measure(scratch: Path, slices: int, repeats: int) -> str:
     one = ("--only", "splits", "--force", "splits")
     cases = {  # what -> words, and whether what it made is removed before
         "prepare, nothing there": (prepare, True),
-        "prepare, all there": ((*prepare, "--force", "list"), False),
+        "listed anew, slices there": ((*prepare, "--force", "list"), False),
         "4 small stages made anew": (small, False),
         "1 small stage made anew": (one, False),
     }

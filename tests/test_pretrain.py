@@ -69,7 +69,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None])
 def test_two_runs_write_the_same_bytes(inputs: dict[str, Any], unbroken: Path, tmp_path: Path) -> None:
     counts = pretrain(inputs, PRETRAIN, tmp_path)
     assert digests(tmp_path) == digests(unbroken)
-    saved = {f"step_0000006/{name}" for name in ("model.safetensors", "optimizer.pt", "meta.json")}
+    saved = {f"step_0000006/{name}" for name in ("model.safetensors", "optimizer.pt", "seen.safetensors", "meta.json")}
     assert set(digests(tmp_path)) == saved | {"metrics.jsonl", "config.yaml", "best.json"}
     assert counts["steps"] == 6
     assert counts["pairs"] == 20
@@ -146,7 +146,7 @@ def test_killed_in_the_store_and_run_again_gives_the_bytes_of_one_run(inputs: di
     assert 0 < reached < config.max_steps
     again = Store(tmp_path / "killed").make(request)
     once = Store(tmp_path / "once").make(request)
-    assert len(once.files) == 6
+    assert len(once.files) == 7
     assert again.files == once.files
     assert digests(again.directory) == digests(once.directory)
 
