@@ -14,7 +14,6 @@ SETTINGS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds, its least: a run whose process died is told within 90
     # leases in memory are lost with a server restart, and their concurrency slots with them
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # a server whose database restarts is asked again
 }
 for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
