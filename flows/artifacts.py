@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -32,27 +32,30 @@ def publish(
     whys: why each output was made; None where it was there. reports: where reports are served, for a link
     """
     said = summary(outputs).partition(": ")[0]
-    lines = [f"**{said[0].upper()}{said[1:]}**"]
     reasons = Counter(why for why in whys if why)
-    if len(outputs) == 1:
-        lines[0] += f", because: {whys[0]}." if whys[0] else f", unchanged since {outputs[0].made_at}."
-    else:
-        lines += [f"- {count} of {len(outputs)}, because: {why}" for why, count in reasons.most_common(MOST_REASONS)]
     title = f"{pipeline}: {name}: {said}" + (f"; {'; '.join(list(reasons)[:3])}" if reasons else "")
-    output = outputs[0]
-    if len(outputs) == 1 and "report.html" in output.files and reports:
-        place = f"stages/{output.directory.parent.name}/{output.directory.name}"
-        lines += ["", f"[Open the report]({reports}/{place}/report.html)"]
-    if len(outputs) == 1 and "summary.md" in output.files:
-        lines += ["", (output.directory / "summary.md").read_text(encoding="utf-8")]
+    headline = f"**{said[0].upper()}{said[1:]}**"
+    counts = ["| what | count |", "|---|---:|", *(f"| {what} | {n:,} |" for what, n in total_counts(outputs).items())]
     if len(outputs) == 1:
-        for picture, svg in _pictures(output).items():
-            data = base64.b64encode(svg.encode()).decode()
-            lines += ["", f"![{picture}](data:image/svg+xml;base64,{data})"]
-    lines += ["", "| what | count |", "|---|---:|"]
-    lines += [f"| {what} | {count:,} |" for what, count in total_counts(outputs).items()]
-    lines += ["", f"`{output.directory if len(outputs) == 1 else output.directory.parent}`"]
+        (output,), why = outputs, whys[0]
+        headline += f", because: {why}." if why else f", unchanged since {output.made_at}."
+        lines = [headline, *_of_stage(output, reports), "", *counts, "", f"`{output.directory}`"]
+    else:
+        listed = [f"- {n} of {len(outputs)}, because: {why}" for why, n in reasons.most_common(MOST_REASONS)]
+        lines = [headline, *listed, "", *counts, "", f"`{outputs[0].directory.parent}`"]
     create_markdown_artifact("\n".join(lines), artifact_key(f"{pipeline} {name}"), title)
+
+
+def _of_stage(output: Output, reports: str | None) -> Iterator[str]:
+    """What one stage has beside its counts: a link to its report, its summary, its pictures."""
+    if "report.html" in output.files and reports:
+        place = f"stages/{output.directory.parent.name}/{output.directory.name}"
+        yield from ("", f"[Open the report]({reports}/{place}/report.html)")
+    if "summary.md" in output.files:
+        yield from ("", (output.directory / "summary.md").read_text(encoding="utf-8"))
+    for picture, svg in _pictures(output).items():
+        data = base64.b64encode(svg.encode()).decode()
+        yield from ("", f"![{picture}](data:image/svg+xml;base64,{data})")
 
 
 class Progress:
