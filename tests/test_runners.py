@@ -154,7 +154,7 @@ def test_dask_makes_the_bytes_of_the_local_runner_and_the_second_run_asks_nobody
     again = make(store, requests, NOBODY)  # nobody answers there
     assert all(output.cached for output in again)
     states = {name: task["state_name"] for name, task in tasks_of_newest_run(api, 1).items()}
-    assert states == {f"ptb_xl: slices 1-{N_SLICES} of {N_SLICES} (240 records)": "Cached"}
+    assert states == {f"ptb_xl: slices 1-{N_SLICES} of {N_SLICES} (240 records) (cached)": "Cached"}
 
 
 def test_only_what_is_missing_is_sent(
@@ -171,7 +171,7 @@ def test_only_what_is_missing_is_sent(
     assert states == {
         "ptb_xl: slice 2 of 6 (40 records)": "Completed",
         "ptb_xl: slice 4 of 6 (40 records)": "Completed",
-        "ptb_xl: 4 of slices 1-6 of 6 (160 records)": "Cached",
+        "ptb_xl: 4 of slices 1-6 of 6 (160 records) (cached)": "Cached",
     }
 
 
