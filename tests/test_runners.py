@@ -35,6 +35,9 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server that the runs of this module go to."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    from flows.engine import send_what_waits
+
+    send_what_waits()  # what sends in the background keeps the server that it began with: another module's
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -42,6 +45,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         url = f"{local.address}/api"
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
+            send_what_waits()
 
 
 @pytest.fixture(scope="module")
