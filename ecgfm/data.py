@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
     numbers: (example,) int64, which examples these are
     digital: (segment, lead, time) int16; of pairs, all first segments and then all second ones
-    scale, offset: (segment, lead) float32, of `ShardReader.standardisation`
+    scale, offset: (segment, lead) float32, of `shards.standardisation`
     sd_mv: (segment, lead) float32, millivolt: one step of the standardised signal; 0 of a constant or missing lead
     """
 
@@ -79,7 +79,7 @@ class Shards:
                     f"leads as in {self._readers[0].path}, found {facts[-1][1]} at {facts[-1][0]:g} Hz with "
                     f"{len(facts[-1][2])}; prepare all slices in one way"
                 )
-            values.append(np.stack([*shard.standardisation(), shard.sd_mv()]))
+            values.append(shard.standardisation())
         self.sampling_rate_hz, self.segment_samples, self.leads = facts[0]
         self.n_segments = np.array([shard.n_segments for shard in self._readers])
         self._first = np.cumsum(self.n_segments) - self.n_segments  # segment of each shard, of all in a row

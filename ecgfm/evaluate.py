@@ -26,7 +26,7 @@ from ecgfm.drawing import LONG_SECONDS, draw_panels, drawn_seconds
 from ecgfm.ecg import InputError
 from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, SplitCounts, Training, curve_panels, render
 from ecgfm.label_space import LabelSpace, read_label_space
-from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare, operating_point
+from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare
 from ecgfm.model import Classifier, Encoder
 from ecgfm.predict import (
     Labelled,
@@ -154,10 +154,6 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         seed=config.seed,
         areas=areas,
     )
-    points = [
-        operating_point(test.truth[:, k], predictions["test"][:, k], threshold)
-        for k, threshold in enumerate(thresholds)
-    ]
     choices = choose_records(predictions["test"], test.truth, _is_normal(space), config.drawn_records)
     report = Report(
         cohort=read_cohort(inputs, splits),
@@ -168,7 +164,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         truth=test.truth,
         predictions=by_model,
         scores=scores,
-        operating_points=points,
+        operating_points=[one.point for one in assessment.decisions],
         n_replicates=config.bootstrap_samples,
         confidence=config.confidence,
         probe_strengths=[(f"{name} encoder", probe.c) for name, probe in probes.items()],

@@ -31,9 +31,9 @@ from ecgfm.checkpoints import Checkpoint
 from ecgfm.config import PrepareConfig, to_dict
 from ecgfm.ecg import INVALID, Digital, EcgRecord, InputError
 from ecgfm.export_texts import LICENCE, STANDARDISATION, STEPS, example, model_card
-from ecgfm.inference import standardisation
 from ecgfm.model import Classifier, Encoder, n_frames, pool_nonzero_mean
 from ecgfm.prepare import prepare_record
+from ecgfm.shards import standardisation
 from ecgfm.synthetic_ecg import recordings
 
 BOUND = 1e-4

@@ -34,10 +34,11 @@ from ecgfm.data import Batch, pick_device, standardise, too_large
 from ecgfm.ecg import LEADS, Digital, EcgRecord, InputError, Lead, Rejected
 from ecgfm.metrics import aggregate
 from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
-from ecgfm.predict import calibrated
+from ecgfm.predict import calibrated, sigmoid
 from ecgfm.predict import saliency as attention_saliency
 from ecgfm.prepare import PreparedRecord
 from ecgfm.recordings import Prepared, Refused, file_record, prepare
+from ecgfm.shards import standardisation
 
 BATCH_SIZE = 64
 
@@ -304,7 +305,7 @@ class Model:
     def prediction(self, outputs: Outputs) -> Prediction:
         """The answer that some outputs mean."""
         assert outputs.logits is not None
-        one, raw = outputs.recording, _sigmoid(outputs.logits)
+        one, raw = outputs.recording, sigmoid(outputs.logits)
         how = [self.meta.aggregation.get(label, "mean") for label in self.labels]
         _, of_record, _ = aggregate([one.record_id] * len(raw), raw, how)
         of_record, of_segments = (calibrated(p, self.labels, self.meta.temperature) for p in (of_record, raw))
@@ -440,17 +441,6 @@ class Model:
         )  # fmt: skip
 
 
-def standardisation(per_lead: np.ndarray) -> np.ndarray:
-    """(3, lead) float32 of (4, lead) of `shards.lead_values`: scale and offset that standardise, and one standard
-    deviation in millivolt. As `ShardReader.standardisation` and `sd_mv` have them."""
-    gain, baseline, mean_mv, std_mv = per_lead
-    varies = std_mv > 0  # false for NaN: a missing lead
-    std_mv = np.where(varies, std_mv, 1.0)
-    scale = np.where(varies, 1.0 / (gain * std_mv), 0.0)
-    offset = np.where(varies, -(baseline / gain + np.where(varies, mean_mv, 0.0)) / std_mv, 0.0)
-    return np.stack([scale, offset, np.where(varies, std_mv, 0.0)]).astype(np.float32)
-
-
 def _batch(segments: Sequence[tuple[np.ndarray, PreparedRecord]]) -> Batch:
     digital = np.stack([segment for segment, _ in segments])
     values = np.stack([standardisation(record.per_lead) for _, record in segments], axis=1)  # (3, segment, lead)
@@ -461,11 +451,6 @@ def _signal_mv(prepared: PreparedRecord) -> np.ndarray:
     """(segment, lead, time) float64, millivolt; NaN where invalid."""
     gain, baseline = prepared.per_lead[:2]
     return np.stack([Digital(segment, gain, baseline).to_mv() for segment in prepared.segments])
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    probabilities: np.ndarray = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return probabilities
 
 
 def _worst(quality: Mapping[str, Any]) -> dict[str, float | str | None]:

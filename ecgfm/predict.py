@@ -151,9 +151,15 @@ def segment_outputs(
     return SegmentOutputs(torch.cat(logits).numpy() if logits else None, torch.cat(embeddings).numpy())
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """The probabilities that logits of any shape mean, float64."""
+    probabilities: np.ndarray = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return probabilities
+
+
 def record_probabilities(logits: np.ndarray, labelled: Labelled, space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
     """(segment, label) logits as (record, label) probabilities, aggregated label by label; and segments per record."""
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    probabilities = sigmoid(logits)
     record_ids, of_record, n_segments = aggregate(
         labelled.segments["record_id"].to_list(), probabilities, [label.aggregation for label in space.labels]
     )

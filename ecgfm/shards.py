@@ -190,6 +190,22 @@ class _Disk(io.RawIOBase):
         super().close()
 
 
+def standardisation(per_lead: np.ndarray) -> np.ndarray:
+    """What standardises stored samples: `digital * scale + offset` has mean 0 and population standard deviation 1 over
+    the whole record, lead by lead. A constant lead becomes 0. Invalid samples must be set to 0 by the caller: they are
+    `INVALID` in `digital`.
+
+    per_lead: (4, ..., lead), as of `lead_values`. Returns (3, ..., lead) float32: scale, offset, and the standard
+    deviation that is divided by, in millivolt, one step of the standardised signal; 0 of a constant or missing lead.
+    """
+    gain, baseline, mean_mv, std_mv = per_lead
+    varies = std_mv > 0  # false for NaN: a missing lead
+    std_mv = np.where(varies, std_mv, 1.0)
+    scale = np.where(varies, 1.0 / (gain * std_mv), 0.0)
+    offset = np.where(varies, -(baseline / gain + np.where(varies, mean_mv, 0.0)) / std_mv, 0.0)
+    return np.stack([scale, offset, np.where(varies, std_mv, 0.0)]).astype(np.float32)
+
+
 class ShardReader:
     """One shard, opened for reading. Several threads may read at once, and so may a forked process and one that the
     reader is pickled to: HDF5 opens the file only to learn where the segments lie, and for the values of the leads.
@@ -249,24 +265,9 @@ class ShardReader:
         with self._hdf5() as file:
             return [file[name][:] for name in names]
 
-    def standardisation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scale and offset that standardise: `digital * scale + offset`, each (segment, lead) float32.
-
-        The result has mean 0 and population standard deviation 1 over the whole record, lead by lead. A constant
-        lead becomes 0. Invalid samples must be set to 0 by the caller: they are `INVALID` in `digital`.
-        """
-        gain, baseline, mean_mv, std_mv = self.per_lead(*PER_LEAD)
-        varies = std_mv > 0  # false for NaN: a missing lead
-        std_mv = np.where(varies, std_mv, 1.0)
-        scale = np.where(varies, 1.0 / (gain * std_mv), 0.0)
-        offset = np.where(varies, -(baseline / gain + np.where(varies, mean_mv, 0.0)) / std_mv, 0.0)
-        return scale.astype(np.float32), offset.astype(np.float32)
-
-    def sd_mv(self) -> np.ndarray:
-        """(segment, lead) float32, millivolt: the standard deviation that `standardisation` divides by, one step of
-        the standardised signal; 0 of a constant or missing lead."""
-        (std_mv,) = self.per_lead("std_mv")
-        return np.where(std_mv > 0, std_mv, 0.0).astype(np.float32)
+    def standardisation(self) -> np.ndarray:
+        """(3, segment, lead) float32: `standardisation` of every segment."""
+        return standardisation(np.stack(self.per_lead(*PER_LEAD)))
 
     def signal_mv(self, row: int) -> np.ndarray:
         """One segment, (lead, time) float64, millivolt; NaN where invalid."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -59,10 +58,7 @@ def _measure(scratch: Path, slices: int, repeats: int) -> str:
     lines = [f"{slices:,} slices of one record; medians of {repeats} runs", ""]
     lines += [f"{'':28} {'without Prefect':>22} {'with a server':>22}   what Prefect adds"]
     added = {}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with server.local_server(data["with"], port) as local:
+    with server.local_server(data["with"], server.free_port()) as local:
         for what, (words, anew) in cases.items():
             found = {
                 how: _timed(scratch, data[how], (*words, *extra), anew, repeats)

@@ -91,6 +91,13 @@ class LocalServer:
         raise InputError(f"the Prefect server at {self.address} ended with exit code {code}; see {self.log}")
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def local_server(data_dir: Path, port: int) -> Iterator[LocalServer]:
     """A Prefect server while the context lasts.
@@ -126,12 +133,9 @@ def temporary_server(data_dir: Path) -> Iterator[str]:
     Raises:
         InputError: it does not come up.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     ephemeral = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}  # no scheduler either
     app = ["--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
-    with _server(_made_home(data_dir), port, ephemeral, ["-m", "uvicorn", *app]) as started:
+    with _server(_made_home(data_dir), free_port(), ephemeral, ["-m", "uvicorn", *app]) as started:
         yield f"{started.address}/api"
 
 

@@ -197,18 +197,12 @@ class Team:
             return CliRunner().invoke(app, list(words))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     folder = tmp_path_factory.mktemp("team")
     os.environ["PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"] = "2"  # for a slot of a deployment: 30
     try:
-        with server.local_server(folder, free_port()) as local:
+        with server.local_server(folder, server.free_port()) as local:
             api = f"{local.address}/api"
             with temporary_settings({PREFECT_API_URL: api, PREFECT_HOME: folder / "home"}):
                 yield Team(api, folder)
@@ -489,7 +483,7 @@ def test_a_schedule_runs_a_new_folder_costs_its_own_slice_and_missed_runs_are_ma
 
 def test_without_a_server_serve_starts_its_own_and_ctrl_c_ends_both_and_what_runs(tmp_path: Path) -> None:
     file = written(tmp_path / "p.yaml", {"by-hand": {"sources": ["synthetic"]}})
-    data_dir, log, port = tmp_path / "data", tmp_path / "serve.log", free_port()
+    data_dir, log, port = tmp_path / "data", tmp_path / "serve.log", server.free_port()
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     alone["HOME"] = str(tmp_path)  # without a profile that names a server
     api = f"http://127.0.0.1:{port}/api"

@@ -143,7 +143,7 @@ def test_a_prediction_is_the_mean_or_maximum_over_segments_seen_one_by_one(input
         probabilities = []
         for segment in segments.filter(pl.col("record_id") == row["record_id"]).iter_rows(named=True):
             reader = readers[segment["source"], segment["slice_id"]]
-            scale, offset = (x[segment["shard_row"]][:, None] for x in reader.standardisation())
+            scale, offset = (x[segment["shard_row"]][:, None] for x in reader.standardisation()[:2])
             signal = torch.from_numpy(reader.digital([segment["shard_row"]])[0] * scale + offset)[None]
             with torch.inference_mode():
                 probabilities.append(model(signal).logits.sigmoid()[0].numpy())

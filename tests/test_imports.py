@@ -105,11 +105,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attribution": {"model"},
     "inference": {
         *(*WORDS, "metrics", "prepare", "recordings", "data", "model", "predict", "attribution"),
-        *("checkpoints", "checkpoint_commands"),
+        *("checkpoints", "checkpoint_commands", "shards"),
     },
     "saliency_page": {"checkpoints", "inference"},
     "predict_commands": {*TABLES, "files", "drawing", "recordings", "inference", "saliency_page"},
-    "export": {*WORDS, "checkpoints", "export_texts", "inference", "model", "prepare", "synthetic_ecg"},
+    "export": {*WORDS, "checkpoints", "export_texts", "inference", "model", "prepare", "shards", "synthetic_ecg"},
 }
 MAY_IMPORT_TORCH = {
     *MODEL,

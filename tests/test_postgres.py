@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -45,7 +44,7 @@ class Postgres:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = server.free_port()
         self.password = secrets.token_urlsafe(16)
         self.runner = unprivileged(folder)
         (folder / "password").write_text(self.password)
@@ -132,12 +131,6 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Team:
     """A server for several users, and where it logs."""
@@ -209,7 +202,7 @@ def team_server(kind: str, home: Path) -> Iterator[Team]:
         patch.setenv("PREFECT_API_LOG_RETRYABLE_ERRORS", "true")
         if database:
             patch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", database.url)
-        with server.local_server(home, free_port()) as local:
+        with server.local_server(home, server.free_port()) as local:
             yield Team(f"{local.address}/api", home, database)
 
 

@@ -38,10 +38,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from flows.engine import send_what_waits
 
     send_what_waits()  # what sends in the background keeps the server that it began with: another module's
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with server.local_server(tmp_path_factory.mktemp("server"), port) as local:
+    with server.local_server(tmp_path_factory.mktemp("server"), server.free_port()) as local:
         url = f"{local.address}/api"
         with temporary_settings({PREFECT_API_URL: url}):
             yield url

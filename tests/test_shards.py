@@ -47,7 +47,7 @@ def write(path: Path, *recordings: Digital) -> Path:
 
 def standardised(shard: ShardReader) -> np.ndarray:
     """(segment, lead, time) as training does it."""
-    scale, offset = shard.standardisation()
+    scale, offset, _ = shard.standardisation()
     digital = shard.digital(range(shard.n_segments))
     return np.where(digital == INVALID, 0, digital * scale[..., None] + offset[..., None])
 
@@ -239,10 +239,9 @@ def test_deviations_are_those_that_standardise(tmp_path: Path) -> None:
     digital = recorded(0)
     digital.digital[5] = INVALID
     shard = ShardReader(write(tmp_path / "shard.h5", digital))
-    sd_mv = shard.sd_mv()
+    scale, _, sd_mv = shard.standardisation()
     assert sd_mv.dtype == np.float32
     assert not sd_mv[:, [5, LEADS.index("V3")]].any(), "missing and constant"
     others = np.delete(np.arange(12), [5, LEADS.index("V3")])
-    scale, _ = shard.standardisation()
     steps_mv = 1 / digital.adc_gain_per_mv
     np.testing.assert_allclose((scale * sd_mv)[:, others], np.tile(steps_mv[others], (3, 1)), rtol=1e-6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -79,8 +78,5 @@ class Watched:
 @contextmanager
 def watched_runs(data_dir: Path) -> Iterator[Watched]:
     """A server on a free port while the context lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with server.local_server(data_dir, port) as local:
+    with server.local_server(data_dir, server.free_port()) as local:
         yield Watched(data_dir, f"{local.address}/api")

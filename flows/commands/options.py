@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ecgfm.config import Pipeline
+from ecgfm.config import Pipeline, load_pipeline
 from ecgfm.ecg import InputError
 from ecgfm.files import DISK_ERRORS
 from ecgfm.stages import StageFailed
@@ -76,6 +76,19 @@ def pipelines_file(given: Path | None) -> Path:
     """The pipelines file that was named, or the one in this folder, or the one that comes with the package."""
     here = Path("pipelines.yaml")
     return given or (here if here.is_file() else PIPELINES)
+
+
+def asked_for(
+    pipeline: str, pipelines: Path | None, overrides: Sequence[str] | None, raw: Sequence[str] | None
+) -> tuple[Path, Pipeline, dict[str, Path]]:
+    """The pipelines file, the pipeline of that name with its overrides, and its raw folders.
+
+    Raises:
+        InputError: no such file or pipeline, an unknown key or a wrong value, a source that it does not have.
+    """
+    file = pipelines_file(pipelines)
+    config = load_pipeline(file, pipeline, overrides or ())
+    return file, config, raw_folders(raw or (), config, file)
 
 
 def raw_folders(given: Sequence[str], config: Pipeline, file: Path) -> dict[str, Path]:

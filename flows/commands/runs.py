@@ -29,10 +29,10 @@ from flows.commands.options import (
     Raw,
     Set,
     Verify,
+    asked_for,
     log_to_terminal,
     one_line_errors,
     pipelines_file,
-    raw_folders,
 )
 
 app = typer.Typer()
@@ -67,10 +67,8 @@ def run(
       ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --set pretrain.max_steps=200 --dry-run
     """
     with one_line_errors(debug):
-        file = pipelines_file(pipelines)
         values = [*(overrides or []), *(["evaluate.allow_leakage=true"] if allow_leakage else [])]
-        config = load_pipeline(file, pipeline, values)
-        folders = raw_folders(raw or [], config, file)
+        file, config, folders = asked_for(pipeline, pipelines, values, raw)
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
         store = Store(data_dir.absolute(), verify)
         api = None if no_prefect else server.configured_api(store.data_dir)
@@ -147,9 +145,7 @@ def show(
 ) -> None:
     """Show each stage of a pipeline: cached or to run, and why. Makes nothing."""
     with one_line_errors(debug):
-        file = pipelines_file(pipelines)
-        config = load_pipeline(file, pipeline, overrides or [])
-        folders = raw_folders(raw or [], config, file)
+        _, config, folders = asked_for(pipeline, pipelines, overrides, raw)
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
         store = Store(data_dir.absolute(), verify)
         show_plan(pipeline, store.data_dir, plan(config, folders, store, selection, hash_raw))
@@ -174,9 +170,7 @@ def show_duplicates(
       ecgfm audit challenge-2021 --raw physionet2021=/data/challenge-2021
     """
     with one_line_errors(debug):
-        file = pipelines_file(pipelines)
-        config = load_pipeline(file, pipeline, overrides or [])
-        folders = raw_folders(raw or [], config, file)
+        _, config, folders = asked_for(pipeline, pipelines, overrides, raw)
         store = Store(data_dir.absolute())
         stages = STAGE_NAMES[: STAGE_NAMES.index(SPLITS.name) + 1]
         with log_to_terminal():
