@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cohort": WORDS,
     "audit": {*TABLES, "sketches"},
     "splits": {*TABLES, "cohort"},
+    "reports": {*WORDS, "contracts", "reports"},
     "label_space": WORDS,
     "labels": {*RECORDS, "label_space"},
     "manifests": {*RECORDS, "label_space", "splits"},
@@ -212,6 +213,7 @@ def test_every_package_that_is_imported_is_a_dependency() -> None:
     declared = {re.split(r"[\[<>=~! ]", given)[0].lower() for given in [*project["dependencies"], *extras]}
     outside = {name.partition(".")[0] for module in modules() for name in imports_of(module)}
     distribution = {
+        "ahocorasick_rs": "ahocorasick-rs",
         "yaml": "pyyaml",
         "pydantic_core": "pydantic",  # a part of it, of one version with it
         "sklearn": "scikit-learn",
