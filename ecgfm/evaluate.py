@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-import yaml
 
 from ecgfm import checkpoints, leakage
 from ecgfm.assessment import ScoredRecords, as_json, assess
 from ecgfm.baselines import Shot, few_shot, knn
-from ecgfm.config import EvaluateConfig, ModelConfig
+from ecgfm.config import EvaluateConfig
 from ecgfm.contracts import read_table, read_tables, write_table
-from ecgfm.data import Shards, in_order, load, pick_device, standardise
-from ecgfm.drawing import LONG_SECONDS, draw_panels, drawn_seconds
+from ecgfm.data import Shards, pick_device
+from ecgfm.drawing import draw_panels
 from ecgfm.ecg import InputError
-from ecgfm.html_report import DIFFERENCES, MODELS, Cohort, DrawnEcg, Report, SplitCounts, Training, curve_panels, render
+from ecgfm.html_report import DIFFERENCES, MODELS, Report, curve_panels, render
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare
 from ecgfm.model import Classifier, Encoder
@@ -34,31 +32,11 @@ from ecgfm.predict import (
     checkpoint_for,
     read_labelled,
     record_probabilities,
-    saliency,
     segment_outputs,
 )
 from ecgfm.probe import Probe, linear_probe
-from ecgfm.shards import ShardReader
+from ecgfm.report_contents import choose_records, draw, read_cohort, read_finetuning, read_pretraining, says_normal
 from ecgfm.splits import SPLITS
-
-NORMAL_CODES = frozenset({"426783006", "NORM"})
-"""Codes of an unremarkable ECG: sinus rhythm in SNOMED CT, and PTB-XL's normal ECG (behind its level's name)."""
-
-
-_LOSSES = {"bce": "binary cross-entropy", "focal": "focal loss", "asymmetric": "asymmetric loss"}
-_MODES = {
-    "full": "all parameters",
-    "frozen": "all but the convolutional feature extractor",
-    "linear": "the classifier alone",
-}
-
-
-class Choice(NamedTuple):
-    """A record to draw. kind: `right`, `wrong` or `normal`; label: its number where one label is the reason."""
-
-    row: int
-    kind: str
-    label: int | None
 
 
 def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> dict[str, int]:
@@ -154,7 +132,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         seed=config.seed,
         areas=areas,
     )
-    choices = choose_records(predictions["test"], test.truth, _is_normal(space), config.drawn_records)
+    choices = choose_records(predictions["test"], test.truth, says_normal(space), config.drawn_records)
     report = Report(
         cohort=read_cohort(inputs, splits),
         leak=leak.in_words(len(test.record_ids)) if leak else "",
@@ -172,10 +150,10 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         assessment=assessment,
         shots=shots,
         dropped=space.dropped,
-        pretraining=_pretraining(inputs["pretrain"], pretrained),
-        finetuning=_finetuning(inputs["finetune"], finetuned),
+        pretraining=read_pretraining(inputs["pretrain"], pretrained),
+        finetuning=read_finetuning(inputs["finetune"], finetuned),
         ecgs=[
-            _draw(choice, test, predictions["test"], model, shards, inputs["slices"], device, space)
+            draw(choice, test, predictions["test"], model, shards, inputs["slices"], device, space)
             for choice in choices
         ],
     )
@@ -269,86 +247,6 @@ def _scored(inputs: Mapping[str, Any], test: Labelled, space: LabelSpace) -> Sco
     return ScoredRecords(test.truth, space.names, codes, test.patients, records, quality)
 
 
-def choose_records(probabilities: np.ndarray, truth: np.ndarray, is_normal: np.ndarray, n: int) -> list[Choice]:
-    """Up to `n` records that show the model at work, by rule; none twice.
-
-    In turn: the finding called with the highest probability and right, each time another finding while there is one;
-    the worst error, the known label whose probability is furthest from the truth; and the normal record of middling
-    error, a normal one being one with a normal label and no other, or where no label is normal, with none.
-
-    probabilities, truth: (record, label); is_normal: (label,) bool, the labels that say that nothing is amiss
-    """
-    error = np.abs(probabilities - truth)  # NaN where unknown
-    finding = (truth == 1) & ~is_normal
-    unremarkable = ~finding.any(axis=1) & ~np.isnan(truth).any(axis=1)
-    if is_normal.any():
-        unremarkable &= (truth[:, is_normal] == 1).any(axis=1)
-    free = np.ones(len(truth), dtype=bool)
-    shown = np.zeros(truth.shape[1], dtype=bool)
-    choices: list[Choice] = []
-    while len(choices) < n and free.any():
-        before = len(choices)
-        for kind in ("right", "wrong", "normal"):
-            row: int
-            label: int | None = None
-            if kind == "normal":
-                rows = np.flatnonzero(unremarkable & free)
-                if not len(rows):
-                    continue
-                ordered = rows[np.argsort(error[rows].mean(axis=1), kind="stable")]
-                row = int(ordered[(len(ordered) - 1) // 2])
-            else:
-                eligible = free[:, None] & (finding if kind == "right" else ~np.isnan(truth))
-                if kind == "right" and (eligible & ~shown).any():
-                    eligible &= ~shown
-                if not eligible.any():
-                    continue
-                weight = np.where(eligible, probabilities if kind == "right" else error, -np.inf)
-                row, label = (int(i) for i in np.unravel_index(int(np.argmax(weight)), weight.shape))
-                shown[label] |= kind == "right"
-            free[row] = False
-            choices.append(Choice(row, kind, label))
-        if len(choices) == before:
-            break
-    return choices[:n]
-
-
-def read_cohort(inputs: Mapping[str, Any], splits: Mapping[str, Labelled]) -> Cohort:
-    """Records in and out of every stage, from their tables."""
-    read = {"records": ("record_id", "source"), "rejects": ("source", "reason"), "segments": ("record_id",)}
-    records, rejects, segments = (
-        read_tables([slice_dir / f"{name}.parquet" for slice_dir in inputs["slices"]], name, columns)
-        for name, columns in read.items()
-    )
-    assigned = read_table(inputs["splits"] / "splits.parquet", "splits")
-    assert assigned.height == records.height
-    of_split = {}
-    for split in SPLITS:
-        mine = assigned.filter(pl.col("split") == split)
-        pairs = inputs["manifests"] / f"cmsc_{split}.parquet"
-        of_split[split] = SplitCounts(
-            records=mine.height,
-            known_patients=mine["patient_id"].drop_nulls().n_unique(),
-            unknown_patients=mine["patient_id"].null_count(),
-            segments=segments.join(mine, on="record_id", how="semi").height,
-            pairs=read_table(pairs, "pairs").height if split != "test" else None,
-            labelled_records=len(splits[split].record_ids),
-            labelled_segments=splits[split].segments.height,
-        )
-    return Cohort(
-        listed=_counts(pl.concat([records["source"], rejects["source"]])),
-        rejected=_counts(rejects["reason"]),
-        excluded=_counts(assigned["excluded"].drop_nulls()),
-        splits=of_split,
-    )
-
-
-def _counts(values: pl.Series) -> dict[str, int]:
-    """How often each value occurs, the most frequent first."""
-    counted = values.alias("value").value_counts(name="n").sort(["n", "value"], descending=[True, False])
-    return dict(counted.iter_rows())
-
-
 def _checkpoint(path: Path | None, directory: Path, kind: checkpoints.Kind, shards: Shards) -> checkpoints.Checkpoint:
     if path is None:
         raise InputError(f"{directory}: holds no checkpoint to evaluate; train first")
@@ -365,127 +263,6 @@ def _embedding_table(
         for encoder, of_split in embeddings.items()
         for split, of_record in of_split.items()
     )
-
-
-def _is_normal(space: LabelSpace) -> np.ndarray:
-    return np.array([any(code.rpartition(":")[2] in NORMAL_CODES for code in label.codes) for label in space.labels])
-
-
-def _draw(
-    choice: Choice,
-    test: Labelled,
-    probabilities: np.ndarray,
-    model: Classifier,
-    shards: Shards,
-    slices: Sequence[Path],
-    device: torch.device,
-    space: LabelSpace,
-) -> DrawnEcg:
-    """The first segments of a record, up to the 10 s of an ECG's paper, with what the model looks at."""
-    record_id = test.record_ids[choice.row]
-    seconds = shards.segment_samples / shards.sampling_rate_hz
-    all_segments = test.segments.filter(pl.col("record_id") == record_id).sort("segment_index")
-    segments = all_segments.head(math.ceil(LONG_SECONDS / seconds))
-    places = shards.places(segments)
-    signal_mv = []
-    for number, row in places:
-        shard = ShardReader(slices[number] / "shard.h5")
-        signal_mv.append(shard.signal_mv(int(row)))
-        shard.close()
-    (batch,) = load(shards, places[:, None], in_order(len(places), len(places)), device)
-    attention = saliency(model, standardise(batch, device)).flatten().cpu().numpy()
-    total = segments.height * seconds
-    drawn = drawn_seconds(total)
-    why = "A typical normal record"
-    if choice.label is not None:
-        which = "Most confident and true" if choice.kind == "right" else "Furthest from the truth"
-        truth = "present" if test.truth[choice.row, choice.label] == 1 else "absent"
-        why = (
-            f"{which}: {space.names[choice.label]}, {truth}, probability {probabilities[choice.row, choice.label]:.3f}"
-        )
-    return DrawnEcg(
-        row=choice.row,
-        record_id=record_id,
-        why=why,
-        signal_mv=np.concatenate(signal_mv, axis=1),
-        leads=shards.leads,
-        sampling_rate_hz=shards.sampling_rate_hz,
-        saliency=attention,
-        caption=(
-            f"Record {record_id}: its first {drawn:g} s. The prediction is made from "
-            f"{all_segments.height} segment{'s' * (all_segments.height != 1)} of {seconds:g} s."
-        ),
-    )
-
-
-def _pretraining(directory: Path, checkpoint: checkpoints.Checkpoint) -> Training:
-    if checkpoint.path == directory:  # made elsewhere: `finetune.checkpoint`
-        return Training(
-            name="Pretraining",
-            facts=[
-                ("start", "the checkpoint that finetune.checkpoint names, made elsewhere"),
-                ("architecture", _architecture(checkpoint.model_config)),
-                ("parameters", f"{sum(tensor.numel() for tensor in checkpoint.state.values()):,}"),
-                ("digest", checkpoints.digest(checkpoint.state)),
-            ],
-            config={},
-            rows=[],
-            caption="Its training was no part of this run.",
-        )
-    config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-    segments = 2 * config["batch_pairs"] * config["accumulate"]
-    return Training(
-        name="Pretraining",
-        facts=[
-            ("objective", "wav2vec 2.0 + CMSC + random lead masking: no label is used"),
-            ("architecture", _architecture(checkpoint.model_config)),
-            ("parameters", f"{sum(tensor.numel() for tensor in checkpoint.state.values()):,}"),
-            ("updates", f"{checkpoint.meta.step:,}, each of {segments:,} segments ({_epochs(checkpoint)})"),
-        ],
-        config=config,
-        rows=_rows(directory),
-        caption="Losses in bits per masked frame, the parts weighted as in their sum; accuracy of telling the true "
-        "masked frame from its distractors.",
-    )
-
-
-def _finetuning(directory: Path, checkpoint: checkpoints.Checkpoint) -> Training:
-    config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-    start = "the pretrained encoder" if config["init"] == "pretrained" else "random weights"
-    return Training(
-        name="Finetuning",
-        facts=[
-            ("objective", f"{_LOSSES[config['loss']]} per finding; unknown labels teach nothing"),
-            ("start", start),
-            ("trained", _MODES[config["mode"]]),
-            ("parameters", f"{sum(tensor.numel() for tensor in checkpoint.state.values()):,}"),
-            (
-                "evaluated",
-                f"the checkpoint of the best valid macro AUPRC, update {checkpoint.meta.step:,} "
-                f"({_epochs(checkpoint)})",
-            ),
-        ],
-        config=config,
-        rows=_rows(directory),
-        caption="Train loss by update; valid loss, macro AUPRC and macro AUROC (by record) after each epoch.",
-    )
-
-
-def _architecture(config: ModelConfig) -> str:
-    return (
-        f"{len(config.conv_kernels)} convolutions of {config.conv_channels} channels, {config.n_layers} transformer "
-        f"layers of width {config.width} with {config.n_heads} heads"
-    )
-
-
-def _epochs(checkpoint: checkpoints.Checkpoint) -> str:
-    epochs = checkpoint.meta.progress["epochs"]
-    return f"{epochs:.3g} epoch{'s' * (epochs != 1)}"
-
-
-def _rows(directory: Path) -> list[dict[str, Any]]:
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def _write_metrics(report: Report, probes: Mapping[str, Probe], path: Path) -> None:

@@ -19,12 +19,13 @@ from ecgfm.config import EvaluateConfig, Pipeline, from_dict
 from ecgfm.contracts import empty_table, read_table
 from ecgfm.data import Shards
 from ecgfm.ecg import InputError
-from ecgfm.evaluate import Choice, choose_records, evaluate, read_cohort
+from ecgfm.evaluate import evaluate
 from ecgfm.label_space import read_label_space
 from ecgfm.leakage import Seen, find_leak
 from ecgfm.model import pool_nonzero_mean
 from ecgfm.pipeline import Walker, walk
 from ecgfm.predict import read_labelled
+from ecgfm.report_contents import Choice, choose_records, read_cohort
 from ecgfm.shards import ShardReader
 from ecgfm.splits import SPLITS
 from ecgfm.stages import Output, Store

@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drawing": {"ecg"},
     "peek": {"ecg", "formats", "signals", "quality", "drawing"},
     "report_template": set(),
-    "export_texts": set(),
+    "export_texts": WORDS,
     "leakage": TABLES,
     "subgroups": {*TABLES, "metrics"},
     "assessment": {*TABLES, "metrics", "calibration", "challenge_score", "significance", "subgroups"},
@@ -97,9 +97,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrain": {*TRAINING - {"label_space", "metrics", "calibration"}, "distributed"},
     "bench_training": {*TRAINING, "distributed", "pretrain"},
     "finetune": {*TRAINING, "supervised"},
+    "report_contents": {*TRAINING - {"training"}, "splits", "drawing", "html_report"},
     "evaluate": {
         *TRAINING - {"training"},
-        *("splits", "probe", "baselines", "subgroups", "assessment", "drawing", "html_report"),
+        *("splits", "probe", "baselines", "subgroups", "assessment", "drawing", "html_report", "report_contents"),
     },
     # answers about recordings that no pipeline has seen; recordings are found and prepared without torch
     "recordings": {*TABLES, "formats", "sources", "shards", "processes", "prepare"},
@@ -119,6 +120,7 @@ MAY_IMPORT_TORCH = {
     "checkpoint_commands",
     "pretrain",
     "finetune",
+    "report_contents",
     "evaluate",
     "bench_load",
     "bench_training",
