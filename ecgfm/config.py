@@ -83,6 +83,25 @@ class PrepareConfig:
         if self.bandpass_hz[0] >= self.bandpass_hz[1]:
             raise ValueError("bandpass_hz must be a lower and a higher frequency")
 
+    @property
+    def departures(self) -> dict[str, Any]:
+        """Where the treatment of the signal departs from the published recipe, as JSON: what a shard and a checkpoint
+        keep of it beside their rate, leads and segments. Empty where it does not."""
+        beside = {"sampling_rate_hz", "segment_seconds", "leads", *self.OPERATIONAL}
+        mine, published = to_dict(self), to_dict(PrepareConfig())
+        return {name: value for name, value in mine.items() if name not in beside and value != published[name]}
+
+
+def departures_in_words(departures: Mapping[str, Any]) -> str:
+    """`PrepareConfig.departures` as "by the published recipe", or "with filter=bandpass"."""
+    if not departures:
+        return "by the published recipe"
+    return "with " + ", ".join(f"{name}={_plain(value)}" for name, value in sorted(departures.items()))
+
+
+def _plain(value: Any) -> str:
+    return "[" + ", ".join(map(_plain, value)) + "]" if isinstance(value, list) else str(value)
+
 
 @dataclass(frozen=True, config=STRICT)
 class AuditConfig:
@@ -125,31 +144,65 @@ class SplitsConfig:
             raise ValueError("valid_folds and test_folds must not share a fold")
 
 
+Task = Literal["multilabel", "multiclass", "regression"]
+
+
 @dataclass(frozen=True, config=STRICT)
 class LabelsConfig:
-    """Codes to labels.
+    """What a record's labels are made of.
 
     scheme: `challenge_2021`: the 26 scored classes; `scp`: PTB-XL's statements at `scp_level`;
-        `codes`: the labels of `codes`, each with the source codes that assert it
+        `codes`: the labels of `codes`, each with the source codes that assert it; `table`: the `columns` of a CSV or
+        Parquet table of one's own, joined by its column `record_id`, or else `patient_id`; `columns`: the `columns` of
+        the records table itself, such as age_years and sex (data_contracts/records.yaml)
+    task: `multilabel`: each label is present or absent by itself (binary: one label); `multiclass`: every record has
+        exactly one of them; `regression`: numbers
+    table: a path; in a pipelines file relative to it. Its content is an input of the stage, so that its path does not
+        count
+    columns: label -> column. With `multiclass` there is one, each of whose values is a class
+    units: label -> unit of its numbers, with `regression`; nothing is converted
     max_labels: findings that one segment can carry alone; a record's probability is the maximum over its
         segments, where for every other label it is the mean
     """
 
-    scheme: Literal["challenge_2021", "scp", "codes"] = "challenge_2021"
+    scheme: Literal["challenge_2021", "scp", "codes", "table", "columns"] = "challenge_2021"
+    task: Task = "multilabel"
     scp_level: Literal["all", "diagnostic", "subdiagnostic", "superdiagnostic", "form", "rhythm"] = "superdiagnostic"
     codes: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = dataclasses.field(default_factory=dict)
+    table: str | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    units: dict[str, str] = dataclasses.field(default_factory=dict)
     max_labels: tuple[str, ...] = ()
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"table"})
 
     def __post_init__(self) -> None:
+        from_columns = self.scheme in ("table", "columns")
         if (self.scheme == "codes") != bool(self.codes):
             raise ValueError("codes is needed with scheme 'codes', and only there")
+        if from_columns != bool(self.columns):
+            raise ValueError("columns is needed with schemes 'table' and 'columns', and only there")
+        if (self.scheme == "table") != (self.table is not None):
+            raise ValueError("table is needed with scheme 'table', and only there")
+        if self.task == "regression" and not from_columns:
+            raise ValueError("task 'regression' needs numbers: scheme 'table' or 'columns'")
+        if self.task == "multiclass" and len(self.columns) > 1:
+            raise ValueError(
+                f"task 'multiclass' takes one column, whose values are the classes; columns names {len(self.columns)}"
+            )
+        if self.max_labels and self.task != "multilabel":
+            raise ValueError(
+                f"max_labels is of task 'multilabel'; a record's answer to {self.task!r} is the mean over its segments"
+            )
+        if unknown := sorted(self.units.keys() - (self.columns.keys() if self.task == "regression" else set())):
+            raise ValueError(f"units names {unknown[0]!r}, which is no label of task 'regression'")
 
 
 @dataclass(frozen=True, config=STRICT)
 class ManifestsConfig:
     """Which segments a training run visits, with which labels.
 
-    rare_labels: what to do with a label that has no positive or no negative record in a split: `error` or `drop`
+    rare_labels: what to do with a label that has no positive or no negative record in a split, or, of task
+        `regression`, no two different values: `error` or `drop`
     """
 
     rare_labels: Literal["error", "drop"] = "error"
@@ -316,8 +369,12 @@ class FinetuneConfig:
         with random weights
     layer_decay: learning rate of each layer relative to the one above it; where not given, 1 with random weights
     schedule: after the warm-up: `constant`, or `cosine`: half a turn down to 0 at the end of the last epoch
-    loss: binary cross-entropy of each label; `focal` or `asymmetric` weigh down what is right already (supervised.py)
-    pos_weight: with `bce`, weigh positives by negatives / positives of the train split
+    loss: `bce`: cross-entropy, binary of each label, or of all classes together where labels.task is `multiclass`;
+        `focal` or `asymmetric`, of task `multilabel`, weigh down what is right already (supervised.py)
+    pos_weight: with `bce`, weigh positives by negatives / positives of the train split, and classes by how rare they
+        are. Where not given: yes, but for task `regression`, which has no positives
+    regression_loss: of task `regression`, on numbers scaled by the train split's mean and standard deviation: `mse`,
+        the squared error, where not given; `smooth_l1`: squared below one standard deviation, linear above it
     subset: share of the training patients, as in PretrainConfig; which ones, `subset_seed` says, and a smaller share is
         part of a larger one of the same seed
     """
@@ -343,7 +400,8 @@ class FinetuneConfig:
     subset_seed: Count = 0
     precision: Precision = "bf16"  # of the matrix products in training, as in PretrainConfig; validation is in fp32
     loss: Literal["bce", "focal", "asymmetric"] = "bce"
-    pos_weight: bool = True
+    pos_weight: bool | None = None
+    regression_loss: Literal["mse", "smooth_l1"] | None = None
     focal_gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     focal_alpha: Share | None = 0.25  # the share of positives in the loss; None: no such weight
     asymmetric_gamma_positive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -361,6 +419,16 @@ class FinetuneConfig:
         if isinstance(given, ArgsKwargs):
             return ArgsKwargs(given.args, _by_recipe(given.kwargs or {}))
         return _by_recipe(given) if isinstance(given, dict) else given
+
+    def misfit(self, task: Task) -> str:
+        """What of the losses does not fit a task, in words; "" where all does."""
+        if self.regression_loss is not None and task != "regression":
+            return f"regression_loss is of task 'regression', and labels.task is {task!r}; leave it away"
+        if self.loss != "bce" and task != "multilabel":
+            return f"loss {self.loss!r} is of task 'multilabel', and labels.task is {task!r}; leave it away"
+        if self.pos_weight and task == "regression":
+            return "pos_weight needs labels that are present or absent, and labels.task is 'regression'; leave it away"
+        return ""
 
 
 def _by_recipe(given: dict[str, Any]) -> dict[str, Any]:
@@ -520,6 +588,8 @@ class Pipeline:
             raise ValueError("sources must name each source once")
         if unknown := sorted(self.raw.keys() - set(self.sources)):
             raise ValueError(f"raw names {unknown[0]!r}, which is not among the sources: {', '.join(self.sources)}")
+        if misfit := self.finetune.misfit(self.labels.task):
+            raise ValueError(f"finetune.{misfit}")
 
 
 def content_of(config: Any) -> Any:
@@ -574,7 +644,8 @@ def read_pipelines(path: Path) -> dict[str, dict[str, Any]]:
 def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipeline:
     """The pipeline `name` of the file `path`, with `overrides` such as `pretrain.max_steps=200` put in.
 
-    `finetune.checkpoint` is relative to the file, or, among the overrides, to the working directory.
+    `finetune.checkpoint` and `labels.table` are relative to the file, or, among the overrides, to the working
+    directory.
 
     Raises:
         InputError: no such pipeline, an unknown key, a wrong value.
@@ -583,9 +654,10 @@ def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipel
     if name not in pipelines:
         raise InputError(f"{path.name}: no pipeline {name!r}; it has {', '.join(sorted(pipelines))}")
     values = pipelines[name]
-    finetune = values.get("finetune")
-    if isinstance(finetune, dict) and isinstance(finetune.get("checkpoint"), str):
-        finetune["checkpoint"] = str(path.absolute().parent / Path(finetune["checkpoint"]).expanduser())
+    for section, key in (("finetune", "checkpoint"), ("labels", "table")):
+        within = values.get(section)
+        if isinstance(within, dict) and isinstance(within.get(key), str):
+            within[key] = str(path.absolute().parent / Path(within[key]).expanduser())
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

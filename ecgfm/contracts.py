@@ -1,7 +1,8 @@
 """Tables that cross a stage: written and read as Parquet, checked against data_contracts/ both times.
 
 A contract is one YAML file that a person can read: columns with type, unit, nullability, range or allowed
-values; the key; references to other tables. All values are checked in one look at a table.
+values, whether a number must be finite; the key; references to other tables. All values are checked in one look at a
+table.
 """
 
 from __future__ import annotations
@@ -37,9 +38,15 @@ TYPES: dict[str, pl.DataType] = {
 
 @cache
 def contract(name: str) -> dict[str, Any]:
-    """The contract `name` as its YAML file says it."""
+    """The contract `name` as its YAML file says it; what a file that is `like` another does not say, the other does.
+
+    Its `columns` are added to the other's.
+    """
     loaded: dict[str, Any] = yaml.safe_load((CONTRACTS / f"{name}.yaml").read_text(encoding="utf-8"))
-    return loaded
+    if "like" not in loaded:
+        return loaded
+    other = contract(loaded.pop("like"))
+    return {**other, **loaded, "columns": {**other["columns"], **loaded.get("columns", {})}}
 
 
 def empty_table(name: str, other_columns: Iterable[str] = ()) -> pl.DataFrame:
@@ -178,6 +185,8 @@ def _faults(rules: Mapping[str, Any], columns: Sequence[str]) -> list[_Fault]:
         rule, value, name = _rule(rules, column), pl.col(column), f"column {column}: "
         if not rule.get("nullable", False):
             faults.append(_Fault(value.is_null(), f"{name}may not be null"))
+        if rule.get("finite", False):
+            faults.append(_Fault(~value.is_finite(), f"{name}expected a finite number", column, shows_value=True))
         kept = [value.is_in(rule["allowed"])] if "allowed" in rule else []
         kept += [value >= rule["min"]] if "min" in rule else []
         kept += [value <= rule["max"]] if "max" in rule else []

@@ -75,13 +75,15 @@ def labels(**columns: list[int | None]) -> pl.DataFrame:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_contract_says_what_a_person_needs(name: str) -> None:
-    rules = yaml.safe_load((CONTRACTS / f"{name}.yaml").read_text())
-    assert rules["table"] == name
-    assert rules["description"].endswith(".")
+    said = yaml.safe_load((CONTRACTS / f"{name}.yaml").read_text())
+    assert said["table"] == name
+    assert said["description"].endswith(".")
+    assert said.get("like", "") in {"", *NAMES}
+    rules = contract(name)
     assert set(rules) <= {"table", "description", "key", "columns", "other_columns", "references", "exactly_one_of"}
     assert set(rules["key"]) <= set(rules["columns"])
     for column, rule in rules["columns"].items():
-        assert set(rule) <= {"type", "unit", "nullable", "min", "max", "allowed", "description"}, column
+        assert set(rule) <= {"type", "unit", "nullable", "min", "max", "allowed", "finite", "description"}, column
         assert rule["type"] in TYPES
         assert rule.get("unit") == unit_in(column)
     for target in rules.get("references", {}).values():
@@ -95,6 +97,23 @@ def unit_in(column: str) -> str | None:
     """Units ride in names."""
     units = {"hz": "Hz", "mv": "mV", "uv": "uV", "s": "s", "years": "years"}
     return units.get(column.rpartition("_")[2])
+
+
+def test_a_contract_that_is_like_another_says_only_what_differs() -> None:
+    mine, other = contract("labels_values"), contract("labels")
+    assert (mine["key"], mine["columns"], mine["references"]) == (other["key"], other["columns"], other["references"])
+    assert (mine["other_columns"]["type"], other["other_columns"]["type"]) == ("float64", "int8")
+    more = contract("record_predictions_classes")["columns"].keys() - contract("record_predictions")["columns"].keys()
+    assert more == {"most_probable"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_must_be_finite_is(value: float) -> None:
+    table = pl.DataFrame({"record_id": ["a", "b", "c"], "LVEF": [55.0, None, value]})
+    with pytest.raises(InputError) as raised:
+        check(table, "labels_values")
+    assert "column LVEF: expected a finite number, found" in str(raised.value)
+    check(table.head(2), "labels_values")
 
 
 def test_lists_that_stand_in_code_and_in_a_contract_agree() -> None:
