@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ecgfm import checkpoints
 from ecgfm.checkpoints import Aggregation, Checkpoint, Kind
-from ecgfm.config import to_dict
+from ecgfm.config import departures_in_words, to_dict
 from ecgfm.ecg import InputError
 from ecgfm.files import content_at, sha256_of
 from ecgfm.label_space import read_label_space
@@ -78,6 +78,7 @@ def facts(path: Path, n_heads: int | None = None) -> dict[str, Any]:
         "sampling_rate_hz": meta.sampling_rate_hz,
         "segment_samples": meta.segment_samples,
         "frames": n_frames(meta.model, meta.segment_samples),
+        "departures": dict(meta.departures),
         "standardisation": meta.standardisation,
         "n_logits": len(found.state["proj.bias"]) if found.kind == "finetuned" else 0,
         "labels": list(meta.labels),
@@ -129,6 +130,7 @@ def describe(found: Mapping[str, Any]) -> list[str]:
         ("leads", f"{n_leads}, in this order: {' '.join(found['leads'])}"),
         ("rate", f"{found['sampling_rate_hz']:g} Hz"),
         ("segment", f"{found['segment_samples']:,} samples, {seconds:g} s, {found['frames']} frames"),
+        ("prepared", departures_in_words(found["departures"])),
         ("scale", "each lead minus its mean, divided by its standard deviation, over the whole record"),
     ]
     rows += _label_rows(found)

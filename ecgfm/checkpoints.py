@@ -60,6 +60,7 @@ class Meta:
     kind: `pretrained` (encoder and pretraining heads) or `finetuned` (encoder and classifier)
     leads: the leads of the input, in order
     segment_samples: samples per lead of the segments trained on
+    departures: where the preparation of the segments departs from the published recipe (`PrepareConfig.departures`)
     standardisation: `record`: each lead minus its mean, divided by its population standard deviation, both over the
         whole record; 0 where it does not vary
     labels: what each logit is, in order; empty where pretrained, and where a published file does not say
@@ -78,6 +79,7 @@ class Meta:
     leads: tuple[str, ...]
     sampling_rate_hz: float
     segment_samples: int
+    departures: dict[str, Any] = dataclasses.field(default_factory=dict)
     standardisation: Literal["record"] = "record"
     step: int = 0
     labels: tuple[str, ...] = ()

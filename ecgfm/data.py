@@ -24,6 +24,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ecgfm.config import departures_in_words
 from ecgfm.ecg import INVALID, InputError
 from ecgfm.shards import ShardReader
 
@@ -72,15 +73,21 @@ class Shards:
             self._readers.append(shard)
             if self._number.setdefault((shard.source, shard.slice_id), number) != number:
                 raise InputError(f"{path}: the slice {shard.source} {shard.slice_id} is there twice")
-            facts.append((shard.sampling_rate_hz, shard.segment_samples, shard.leads))
-            if facts[-1] != facts[0]:
+            facts.append((shard.sampling_rate_hz, shard.segment_samples, shard.leads, shard.departures))
+            if facts[-1][:3] != facts[0][:3]:
                 raise InputError(
                     f"{path}: expected segments of {facts[0][1]} samples at {facts[0][0]:g} Hz with {len(facts[0][2])} "
                     f"leads as in {self._readers[0].path}, found {facts[-1][1]} at {facts[-1][0]:g} Hz with "
                     f"{len(facts[-1][2])}; prepare all slices in one way"
                 )
+            if shard.departures != facts[0][3]:
+                raise InputError(
+                    f"{path}: expected segments prepared {departures_in_words(facts[0][3])} as in "
+                    f"{self._readers[0].path}, found {departures_in_words(shard.departures)}; prepare all slices "
+                    "in one way"
+                )
             values.append(shard.standardisation())
-        self.sampling_rate_hz, self.segment_samples, self.leads = facts[0]
+        self.sampling_rate_hz, self.segment_samples, self.leads, self.departures = facts[0]
         self.n_segments = np.array([shard.n_segments for shard in self._readers])
         self._first = np.cumsum(self.n_segments) - self.n_segments  # segment of each shard, of all in a row
         self._values = np.concatenate(values, axis=1)  # (3, segment, lead): scale, offset, sd_mv

@@ -30,7 +30,7 @@ from ecgfm import checkpoints, inference
 from ecgfm.checkpoints import Checkpoint
 from ecgfm.config import PrepareConfig, to_dict
 from ecgfm.ecg import INVALID, Digital, EcgRecord, InputError
-from ecgfm.export_texts import LICENCE, STANDARDISATION, STEPS, example, model_card
+from ecgfm.export_texts import LICENCE, STANDARDISATION, STEPS, example, model_card, steps
 from ecgfm.model import Classifier, Encoder, n_frames, pool_nonzero_mean
 from ecgfm.prepare import prepare_record
 from ecgfm.shards import standardisation
@@ -164,7 +164,7 @@ def describe(found: Checkpoint, batch: int | None) -> dict[str, Any]:
         "outputs": outputs,
         "units": "millivolt, before standardisation",
         "standardisation": STANDARDISATION,
-        "steps": [*STEPS["both"], *STEPS[found.kind]],
+        "steps": [*steps(meta.departures), *STEPS[found.kind]],
         "digest": f"sha256:{checkpoints.digest(found.state)}",
         "licence": LICENCE,
     }

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import yaml
 
+from ecgfm.config import departures_in_words
+
 STANDARDISATION = (
     "each lead minus its mean, divided by its population standard deviation, both over all valid samples of the "
     "whole recording at the model's sampling rate; 0 where a sample is invalid, and in a constant or missing lead"
@@ -17,14 +19,15 @@ LICENCE = (
     "from: ask there before passing them on. Not a medical device."
 )
 
+_PREPARATION = (
+    "take the leads by name, in the order of `leads`, in millivolt; a lead that is missing is invalid throughout",
+    "resample linearly to `sampling_rate_hz` with the first and last samples aligned: n samples become "
+    "int(n * sampling_rate_hz / rate); no filter",
+    "standardise, see `standardisation`",
+    "cut into segments of `segment_samples`, from the start, without overlap; a rest that is shorter is left out",
+)
+
 STEPS = {
-    "both": (
-        "take the leads by name, in the order of `leads`, in millivolt; a lead that is missing is invalid throughout",
-        "resample linearly to `sampling_rate_hz` with the first and last samples aligned: n samples become "
-        "int(n * sampling_rate_hz / rate); no filter",
-        "standardise, see `standardisation`",
-        "cut into segments of `segment_samples`, from the start, without overlap; a rest that is shorter is left out",
-    ),
     "finetuned": (
         "ask the model: a logit per segment and label; the probability of a segment is 1 / (1 + exp(-logit))",
         "of each label, the recording's probability is the mean or the maximum of its segments', see `aggregation` "
@@ -36,6 +39,14 @@ STEPS = {
     ),
     "pretrained": ("ask the model: an embedding per segment; the recording's is their mean",),
 }
+
+
+def steps(departures: Mapping[str, Any]) -> tuple[str, ...]:
+    """How a recording becomes what the model takes. departures: of `PrepareConfig`"""
+    if not departures:
+        return _PREPARATION
+    return (*_PREPARATION, f"but prepared {departures_in_words(departures)}, as ecgfm's `prepare` section means it")
+
 
 _EXAMPLE = '''"""Ask the exported model about a recording: python example.py RECORDING.npy RATE_HZ [LEAD...]
 
@@ -51,6 +62,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 ABOUT = json.loads((HERE / "preprocessing.json").read_text(encoding="utf-8"))
+if ABOUT["departures"]:
+    sys.exit(f"the model takes recordings prepared with {ABOUT['departures']}, which this example does not do")
 
 
 def segments_of(signal_mv, rate_hz, leads):

@@ -89,6 +89,7 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
         shards.leads,
         shards.sampling_rate_hz,
         shards.segment_samples,
+        departures=shards.departures,
         labels=tuple(space.names),
         aggregation={label.name: label.aggregation for label in space.labels},
         training_data=_training_data(inputs, config, pretrained),

@@ -4,8 +4,8 @@
     prediction = model.predict("ecg.dcm")
     prediction.probabilities["left bundle branch block"]
 
-A recording is a file of any format that is read, an `EcgRecord`, or an array by way of `recording`. It is prepared as a
-pipeline with the published recipe prepares it (linear resampling, no filter, standardised over the whole record): a
+A recording is a file of any format that is read, an `EcgRecord`, or an array by way of `recording`. It is prepared as
+the checkpoint says that its training segments were (rate, leads, length, filter; standardised over the whole record): a
 record that a pipeline has evaluated gets the same probabilities here.
 """
 
@@ -29,9 +29,9 @@ from ecgfm import checkpoints
 from ecgfm.attribution import DISPLAY_S, for_display, integrated_gradients
 from ecgfm.checkpoint_commands import find
 from ecgfm.checkpoints import Meta
-from ecgfm.config import Precision, PrepareConfig
+from ecgfm.config import Precision, PrepareConfig, from_dict
 from ecgfm.data import Batch, pick_device, standardise, too_large
-from ecgfm.ecg import LEADS, Digital, EcgRecord, InputError, Lead, Rejected
+from ecgfm.ecg import LEADS, Digital, EcgRecord, InputError, Rejected
 from ecgfm.metrics import aggregate
 from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
 from ecgfm.predict import calibrated, sigmoid
@@ -201,13 +201,17 @@ class Model:
 
     @property
     def preparation(self) -> PrepareConfig:
-        """How recordings are prepared: the published recipe at the checkpoint's rate, leads and segment length."""
-        known: dict[str, Lead] = {lead: lead for lead in LEADS}
-        return PrepareConfig(
-            sampling_rate_hz=self.meta.sampling_rate_hz,
-            segment_seconds=self.meta.segment_samples / self.meta.sampling_rate_hz,
-            leads=tuple(known[lead] for lead in self.meta.leads),
-        )
+        """How recordings are prepared: as the segments were that the model was finetuned on.
+
+        Raises:
+            InputError: the checkpoint says how in words that this version does not know.
+        """
+        geometry = {
+            "sampling_rate_hz": self.meta.sampling_rate_hz,
+            "segment_seconds": self.meta.segment_samples / self.meta.sampling_rate_hz,
+            "leads": self.meta.leads,
+        }
+        return from_dict(PrepareConfig, geometry | self.meta.departures, f"{self.path}: departures")
 
     # ---- asking
 

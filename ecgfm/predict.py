@@ -17,7 +17,7 @@ from ecgfm import checkpoints
 from ecgfm import model as network
 from ecgfm.calibration import logits_of, scale
 from ecgfm.checkpoints import Checkpoint, Kind
-from ecgfm.config import Precision
+from ecgfm.config import Precision, departures_in_words
 from ecgfm.contracts import read_table
 from ecgfm.data import Shards, in_order, load, standardise, subset, too_large
 from ecgfm.ecg import InputError
@@ -67,7 +67,8 @@ def checkpoint_for(path: Path, kind: Kind, shards: Shards) -> Checkpoint:
     """The checkpoint at `path`, of the kind that is needed and for segments like these. Any length will do.
 
     Raises:
-        InputError: it cannot be read, is of the other kind, or of other leads, another order or another sampling rate.
+        InputError: it cannot be read, is of the other kind, of other leads, another order or another sampling rate,
+            or, finetuned, of segments that were prepared in another way.
     """
     found = checkpoints.load(path)
     if found.kind != kind:
@@ -83,6 +84,11 @@ def checkpoint_for(path: Path, kind: Kind, shards: Shards) -> Checkpoint:
         raise InputError(
             f"{path}: expected {found.meta.sampling_rate_hz:g} Hz as the model was trained on, found "
             f"{shards.sampling_rate_hz:g} Hz in the shards; set prepare.sampling_rate_hz to the model's"
+        )
+    if kind == "finetuned" and found.meta.departures != shards.departures:  # an encoder may learn another recipe
+        raise InputError(
+            f"{path}: expected segments prepared {departures_in_words(found.meta.departures)} as the model was trained "
+            f"on, found {departures_in_words(shards.departures)}; set prepare's values to the model's"
         )
     return found
 

@@ -141,7 +141,15 @@ def prepare_slice(inputs: Mapping[str, Path], config: PrepareConfig, out: Path) 
     blocks = (rows[first : first + BLOCK_RECORDS].to_dicts() for first in range(0, rows.height, BLOCK_RECORDS))
     prepare = partial(prepare_block, source_name, inputs["raw"], config)
     tables = _Tables()
-    shard = ShardWriter(out / "shard.h5", source_name, slice_id, config.sampling_rate_hz, segment_samples, config.leads)
+    shard = ShardWriter(
+        out / "shard.h5",
+        source_name,
+        slice_id,
+        config.sampling_rate_hz,
+        segment_samples,
+        config.leads,
+        config.departures,
+    )
     settle_memory()
     # one BLAS thread: the matrices are small, and a second thread would only wait for the first
     with (

@@ -142,6 +142,7 @@ def _train(  # noqa: PLR0912, PLR0915 - one loop, to be read from top to bottom
         shards.leads,
         shards.sampling_rate_hz,
         shards.segment_samples,
+        departures=shards.departures,
         training_data=checkpoints.training_data(inputs),
     )
     resumed = resume(out, config, model, optimizer)

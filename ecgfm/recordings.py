@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from ecgfm.config import PrepareConfig
+from ecgfm.config import PrepareConfig, departures_in_words
 from ecgfm.contracts import read_table
 from ecgfm.ecg import EcgRecord, FileFacts, InputError, Rejected
 from ecgfm.formats import FORMATS, identify, read_file, wfdb
@@ -219,7 +219,8 @@ def read_slices(slices: Sequence[Path], config: PrepareConfig) -> Iterator[Prepa
     """The records of prepared slices in the order of their tables, and behind each slice's those that it turned away.
 
     Raises:
-        InputError: a slice of other leads or another rate than `config` has, the same slice twice, or a damaged one.
+        InputError: a slice of other leads or another rate than `config` has or prepared in another way, the same slice
+            twice, or a damaged one.
     """
     seen: dict[tuple[str, str], Path] = {}
     for directory in slices:
@@ -240,6 +241,11 @@ def read_slices(slices: Sequence[Path], config: PrepareConfig) -> Iterator[Prepa
                         f"{directory}: expected {word} {asked}, as the model was trained on, found {found}; prepare "
                         f"with prepare.{word} as the model has it, or name the raw files"
                     )
+            if shard.departures != config.departures:
+                raise InputError(
+                    f"{directory}: expected records prepared {departures_in_words(config.departures)}, as the model's "
+                    f"were, found {departures_in_words(shard.departures)}; name the raw files"
+                )
             yield from _of_slice(directory, shard)
         finally:
             shard.close()

@@ -9,9 +9,10 @@ by at most 1/131,000 of its lead's range.
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ import numpy as np
 
 from ecgfm.ecg import INVALID, LEADS, Digital, InputError
 
-FORMAT = 1
+FORMAT = 2
 DIGITAL_MIN, DIGITAL_MAX = INVALID + 1, 32767
 SMALLEST_RANGE_MV = 1e-15  # an attovolt; finer gains could overflow, and resolve nothing but rounding
 PER_LEAD = ("adc_gain_per_mv", "baseline", "mean_mv", "std_mv")
@@ -71,7 +72,9 @@ class ShardWriter:
         sampling_rate_hz: float,
         segment_samples: int,
         leads: Sequence[str] = LEADS,
+        departures: Mapping[str, Any] | None = None,
     ) -> None:
+        """departures: of `PrepareConfig`, where the segments were not prepared by the published recipe"""
         self._disk = _Disk(path)
         self._file = h5py.File(self._disk, "w", libver=("v110", "v110"))
         self._file.attrs.update(
@@ -80,6 +83,7 @@ class ShardWriter:
             slice_id=slice_id,
             sampling_rate_hz=float(sampling_rate_hz),
             leads=list(leads),
+            departures=json.dumps(departures or {}, sort_keys=True),
         )
         self._n_leads = len(leads)
         shape = (len(leads), segment_samples)
@@ -223,6 +227,7 @@ class ShardReader:
             self.slice_id = str(file.attrs["slice_id"])
             self.sampling_rate_hz = float(file.attrs["sampling_rate_hz"])
             self.leads = tuple(str(lead) for lead in file.attrs["leads"])
+            self.departures: dict[str, Any] = json.loads(str(file.attrs["departures"]))
             self.n_segments, _, self.segment_samples = file["digital"].shape
             self._offsets = _chunk_offsets(path, file["digital"])
         self._handle = _open_to_read_at_random(self.path)

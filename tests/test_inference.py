@@ -21,6 +21,7 @@ from ecgfm import checkpoints, inference
 from ecgfm.checkpoints import Kind, Meta
 from ecgfm.config import Pipeline, from_dict
 from ecgfm.contracts import read_table
+from ecgfm.data import Shards
 from ecgfm.ecg import LEADS, EcgRecord, InputError, Rejected
 from ecgfm.formats import read_file
 from ecgfm.inference import Model, Prediction, load, recording
@@ -60,14 +61,18 @@ RATE_HZ, SEGMENT_SAMPLES = 100.0, 256
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """A small run: stage -> directories of its outputs."""
-    store = Store(tmp_path_factory.mktemp("data"))
+    return made(PIPELINE, tmp_path_factory.mktemp("data"))
+
+
+def made(pipeline: dict[str, Any], data_dir: Path) -> dict[str, list[Path]]:
+    store = Store(data_dir)
     walker = Walker(store, lambda requests, group: [store.make(request) for request in requests])
-    walk(from_dict(Pipeline, PIPELINE, "test"), {}, walker)
-    made: dict[str, list[Path]] = {}
+    walk(from_dict(Pipeline, pipeline, "test"), {}, walker)
+    found: dict[str, list[Path]] = {}
     for request, output in walker.made:
         assert isinstance(output, Output)
-        made.setdefault(request.stage.name, []).append(output.directory)
-    return made
+        found.setdefault(request.stage.name, []).append(output.directory)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,29 @@ def test_embeddings_of_raw_files_are_those_of_the_evaluation(run: dict[str, list
         np.stack([each.record for each in found]), np.array(rows["embedding"].to_list()), atol=1e-6
     )
     assert np.ptp([each.record for each in found], axis=0).max() > 0.01
+
+
+def test_a_recording_is_prepared_as_the_training_segments_were(tmp_path: Path, run: dict[str, list[Path]]) -> None:
+    """Another recipe than the published one: the checkpoint knows it, and other segments are refused."""
+    recipe = {"filter": "bandpass", "bandpass_hz": [1.0, 30.0], "constant_leads": "reject"}
+    other = made(PIPELINE | {"prepare": recipe | {"workers": 1}}, tmp_path)
+    model = load(other["finetune"][0], "cpu")
+    assert model.meta.departures == recipe
+    assert model.preparation.filter == "bandpass"
+    expected = read_table(other["evaluate"][0] / "predictions.parquet", "predictions")
+    listed = pl.concat([read_table(directory / "records.parquet", "records") for directory in other["prepare"]])
+    rows = expected.join(listed, on="record_id", maintain_order="left").head(5)
+    for row in rows.iter_rows(named=True):
+        answer = model.predict(raw_file(other, row))
+        assert answer.probabilities == pytest.approx({label: row[label] for label in model.labels}, abs=1e-6)
+    with pytest.raises(
+        InputError, match=r"prepared with bandpass_hz=\[1\.0, 30\.0\], constant_leads=reject, filter=bandpass, .*by the"
+    ):
+        next(read_slices(run["prepare"], model.preparation))
+    with pytest.raises(
+        InputError, match=r"expected segments prepared by the published recipe .*found with .*filter=bandpass"
+    ):
+        Shards([run["prepare"][0], other["prepare"][-1]])
 
 
 def test_prepared_records_get_the_answers_of_their_raw_files(run: dict[str, list[Path]], records: pl.DataFrame) -> None:

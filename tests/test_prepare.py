@@ -263,7 +263,7 @@ def test_flags_name_leads(slices: dict[str, Prepared]) -> None:
 
 def test_a_constant_lead_is_0_when_standardised_whatever_the_rate(slices: dict[str, Prepared]) -> None:
     shard = slices[SLICE].shard()
-    scale, offset = shard.standardisation()
+    scale, offset, _ = shard.standardisation()
     for name in ("flat", "flat_fast"):
         for row in slices[SLICE].rows(name):
             standardised = shard.digital([row])[0] * scale[row][:, None] + offset[row][:, None]
@@ -278,7 +278,7 @@ def test_standardised_a_record_has_mean_0_and_deviation_1_at_the_shards_rate(
 ) -> None:
     """Not as recorded: interpolation takes a third of the power of this noise."""
     shard, rows = slices[SLICE].shard(), slices[SLICE].rows(name)
-    scale, offset = (values[rows][..., None] for values in shard.standardisation())
+    scale, offset = (values[rows][..., None] for values in shard.standardisation()[:2])
     whole = (shard.digital(rows) * scale + offset).swapaxes(0, 1).reshape(12, 5000)
     np.testing.assert_allclose(whole.mean(axis=1), 0, atol=1e-4)
     np.testing.assert_allclose(whole.std(axis=1), 1, atol=1e-4)
@@ -505,7 +505,7 @@ def test_the_challenges_segments_are_the_references_standardised_segments(
         name, _, index = key.partition("__segment_")
         prepared, facts = records[name]
         shard, row = prepared.shard(), prepared.rows(name)[int(index)]
-        scale, offset = (values[row][:, None] for values in shard.standardisation())
+        scale, offset = (values[row][:, None] for values in shard.standardisation()[:2])
         digital = shard.digital([row])[0].astype(np.float32)
         found, expected = digital * scale + offset, golden[key]
         assert found.dtype == expected.dtype == np.float32

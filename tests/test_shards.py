@@ -161,10 +161,10 @@ def test_what_is_no_shard_is_one_clear_line(tmp_path: Path, what: str) -> None:
         h5py.File(path, "w").close()
     elif what == "a later format":
         with h5py.File(write(path, recorded(0)), "a") as file:
-            file.attrs["format"] = 2
+            file.attrs["format"] = 3
     elif what == "cut short":
         path.write_bytes(write(path, recorded(0)).read_bytes()[:3000])
-    with pytest.raises(InputError, match=r"shard\.h5: (not a readable HDF5 file|expected a shard of format 1, found)"):
+    with pytest.raises(InputError, match=r"shard\.h5: (not a readable HDF5 file|expected a shard of format 2, found)"):
         ShardReader(path)
 
 
