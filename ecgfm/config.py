@@ -452,7 +452,11 @@ class EvaluateConfig:
     bootstrap_samples: AtLeastOne = 1000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     probe_random_encoder: bool = True  # the linear probe on a randomly initialised encoder, beside the pretrained
-    baseline_records: AtLeastOne = 50_000  # of train, at most, that nearest neighbours and few shots are drawn from
+    baseline_records: AtLeastOne = 50_000  # of train, at most, that the baselines but for the probes learn from
+    supervised_baseline: bool = True  # a small residual network, trained from random weights on the same labels
+    supervised_epochs: AtLeastOne = 20
+    supervised_learning_rate: Positive = 5e-3  # at its highest, of one cycle
+    lead_subsets: bool = True  # ask the finetuned model with 6, 4, 3, 2 and 1 leads too
     drawn_records: Count = 3
     allow_leakage: bool = False  # score records all the same that the checkpoint has learnt from; the report says so
     batch_size: AtLeastOne = 256
