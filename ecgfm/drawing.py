@@ -44,6 +44,10 @@ _SIGNED = LinearSegmentedColormap.from_list(
 )
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
+           ("#000000", "X"), ("#B8A800", "*"))  # fmt: skip
+"""Of groups of points: shapes differ as well, and the yellow is one that shows on white."""
+_REST_MARKERS = (("#8a949e", "x"), ("#c3cad0", "."))
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (1, 3)))
 _FONTS = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
 
@@ -102,6 +106,23 @@ class Panel:
     unit_square: bool = False
     diagonal: bool = False
     level: float | None = None
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points on two axes, in groups.
+
+    points: (point, 2); groups: (point,) names
+    order: the names in the order of the legend; from `rest` on they are drawn pale, behind the others
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    points: np.ndarray
+    groups: Sequence[str]
+    order: Sequence[str]
+    rest: int
 
 
 @dataclass(frozen=True)
@@ -253,14 +274,35 @@ def _strips(leads: Sequence[str], total_s: float) -> list[_Strip]:
     return [_Strip(lead, 0.0, seconds, lead, 0.0) for lead in range(len(leads))]
 
 
-def draw_panels(panels: Sequence[Panel], n_columns: int = 4, panel_inches: tuple[float, float] = (2.2, 2.2)) -> str:
-    """An SVG of small plots, `n_columns` side by side, with one legend for all."""
+def line_names(panels: Sequence[Panel]) -> list[str]:
+    """The names of the lines of some panels, in the order of their looks."""
+    return list(dict.fromkeys(series.name for panel in panels for series in panel.series))
+
+
+def line_look(number: int) -> tuple[str, str]:
+    """Colour and dashes of a line by its place among the names, as SVG has them (stroke, stroke-dasharray)."""
+    dashes = _DASHES[number % 6]
+    return COLOURS[number % 6], "none" if isinstance(dashes, str) else " ".join(f"{1.3 * one:g}" for one in dashes[1])
+
+
+def draw_panels(
+    panels: Sequence[Panel],
+    n_columns: int = 4,
+    panel_inches: tuple[float, float] = (2.2, 2.2),
+    names: Sequence[str] | None = None,
+) -> str:
+    """An SVG of small plots, `n_columns` side by side, with one legend for all.
+
+    names: of the lines of this picture and others, which shall look alike; the legend is then elsewhere (`line_look`)
+    """
     n_columns = min(n_columns, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
-    names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
-    looks = {name: {"color": COLOURS[i % 6], "linestyle": _DASHES[i % 6]} for i, name in enumerate(names)}
+    looks = {
+        name: {"color": COLOURS[i % 6], "linestyle": _DASHES[i % 6]}
+        for i, name in enumerate(line_names(panels) if names is None else names)
+    }
     with mpl.rc_context(_STYLE):
-        legend_inches = 0.35
+        legend_inches = 0.35 if names is None else 0.0
         size = (panel_inches[0] * n_columns, panel_inches[1] * n_rows + legend_inches)
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, rect=(0, 0, 1, 1 - legend_inches / size[1]))
         figure = Figure(figsize=size, layout=layout, facecolor="white")
@@ -276,10 +318,44 @@ def draw_panels(panels: Sequence[Panel], n_columns: int = 4, panel_inches: tuple
                     axes.set_xlabel("")
             else:
                 axes.axis("off")
-        figure.legend(
-            handles.values(), handles.keys(), loc="upper left", ncols=len(names), handlelength=2.4, borderaxespad=0.3
-        )
+        if names is None:
+            columns = {"ncols": len(handles), "handlelength": 2.4, "borderaxespad": 0.3}
+            figure.legend(handles.values(), handles.keys(), loc="upper left", **columns)
         figure.draw_without_rendering()  # the layout settles at its second turn: squares first have to shrink
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return _with_fonts(out.getvalue())
+
+
+def draw_cloud(cloud: Cloud, inches: tuple[float, float] = (5.0, 5.2)) -> str:
+    """An SVG of points, their groups told apart by colour and shape, with a legend below that says how many each has."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06), facecolor="white")
+        axes = figure.subplots()
+        groups = np.array(cloud.groups)
+        handles = {}
+        for place, name in enumerate(cloud.order):
+            mine = cloud.points[groups == name]
+            pale = place - cloud.rest
+            colour, marker = MARKERS[place % len(MARKERS)] if pale < 0 else _REST_MARKERS[pale % len(_REST_MARKERS)]
+            (handle,) = axes.plot(
+                *mine.T,
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                markersize=4.5 if marker in ".*" else 3.5,
+                markeredgewidth=0.3 if pale < 0 else 0.8,
+                markeredgecolor="white" if pale < 0 else colour,
+                zorder=2 + (place + 1) / (1 + len(cloud.order)) * (1 if pale < 0 else -1),  # rare ones lie on top
+            )
+            handles[f"{name} ({len(mine):,})"] = handle
+        axes.set_title(cloud.title, color=_INK)
+        axes.set(xlabel=cloud.x_label, ylabel=cloud.y_label)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        legend = {"ncols": 2, "fontsize": 8, "handletextpad": 0.2, "borderaxespad": 0.0, "markerscale": 1.4}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower left", **legend)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return _with_fonts(out.getvalue())

@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "splits": {*TABLES, "cohort"},
     "reports": {*WORDS, "contracts", "reports"},
     "label_space": WORDS,
-    "labels": {*RECORDS, "label_space"},
+    "label_tables": {*TABLES, "label_space"},
+    "labels": {*RECORDS, "label_space", "label_tables"},
     "manifests": {*RECORDS, "label_space", "splits"},
     "metrics": RECORDS,
     "calibration": {*RECORDS, "metrics"},
@@ -68,11 +69,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export_texts": WORDS,
     "leakage": TABLES,
     "subgroups": {*TABLES, "metrics"},
+    "confusion": {"ecg"},
+    "embedding_map": set(),
     "assessment": {*TABLES, "metrics", "calibration", "challenge_score", "significance", "subgroups"},
+    "expected": {*WORDS, "metrics", "report_template"},
     "assessment_page": {*TABLES, "metrics", "calibration", "baselines", "assessment", "drawing", "report_template"},
     "html_report": {
         *RECORDS,
-        *("metrics", "baselines", "assessment", "assessment_page", "drawing", "report_template"),
+        *("metrics", "baselines", "assessment", "assessment_page", "drawing", "expected", "report_template"),
     },
     # the DAG
     "pipeline": {*WORDS, "files", "stages", "fingerprints", "own_process", "processes", "prepare"},
@@ -100,7 +104,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report_contents": {*TRAINING - {"training"}, "splits", "drawing", "html_report"},
     "evaluate": {
         *TRAINING - {"training"},
-        *("splits", "probe", "baselines", "subgroups", "assessment", "drawing", "html_report", "report_contents"),
+        *("splits", "probe", "baselines", "subgroups", "assessment", "drawing", "expected"),
+        *("html_report", "report_contents"),
     },
     # answers about recordings that no pipeline has seen; recordings are found and prepared without torch
     "recordings": {*TABLES, "formats", "sources", "shards", "processes", "prepare"},
