@@ -1,4 +1,4 @@
-"""Codes to labels: 1 present, 0 absent, null unknown."""
+"""Codes, or columns, to labels: 1 present, 0 absent, null unknown; or numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ecgfm.config import LabelsConfig
 from ecgfm.contracts import contract, read_tables, write_table
 from ecgfm.ecg import InputError
 from ecgfm.label_space import Label, LabelSpace
+from ecgfm.label_tables import columns_of_records, counts_of, from_columns, read_table_of_labels
 from ecgfm.sources import ptb_xl
 
 CHALLENGE_2021: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -48,28 +49,46 @@ CHALLENGE_2021: tuple[tuple[str, tuple[str, ...]], ...] = (
 def make_labels(inputs: Mapping[str, Any], config: LabelsConfig, out: Path) -> dict[str, int]:
     """Write `labels.parquet` (a column per label) and `label_space.yaml`.
 
-    inputs: `slices`, the directories of the prepared slices
+    inputs: `slices`, the directories of the prepared slices; with scheme `table` also `table`, its path
 
     Raises:
-        InputError: a source has codes and none of them belongs to a label; no record has a code.
+        InputError: a source has codes and none of them belongs to a label; no record has a code; a table or a column
+            that is not as the config says (label_tables.py); a label has the name of a column beside the labels.
     """
     tables = [slice_dir / "records.parquet" for slice_dir in inputs["slices"]]
-    records = read_tables(tables, "records", ("record_id", "source", "codes"))
-    space = label_space(config)
-    labels = assign(records, space, f"scheme {config.scheme}")
-    write_table(labels, "labels", out / "labels.parquet", {"records": records})
+    columns = ["record_id", "patient_id", "source", "codes"]
+    counts: dict[str, int]
+    if config.scheme == "table":
+        records = read_tables(tables, "records", columns)
+        values, counts = read_table_of_labels(inputs["table"], list(config.columns.values()), records)
+        labels, space = from_columns(values, config)
+    elif config.scheme == "columns":
+        wanted = columns_of_records(config)
+        records = read_tables(tables, "records", list(dict.fromkeys([*columns, *wanted])))
+        labels, space = from_columns(records.sort("record_id"), config)
+        counts = {}
+    else:
+        records = read_tables(tables, "records", columns)
+        space = label_space(config)
+        labels = assign(records, space, f"scheme {config.scheme}")
+        counts = {"records without codes": records["codes"].null_count()}
+        if config.task == "multiclass":
+            labels, several, none = exclusive(labels, space)
+            counts |= {"records of several classes": several, "records of no class": none}
+    _check_names(space)
+    if labels.select(pl.all_horizontal(pl.col(name).is_null().all() for name in space.names)).item():
+        raise InputError(f"labels: of {labels.height:,} records none has a known label; choose others")
+    write_table(labels, space.contract("labels"), out / "labels.parquet", {"records": records})
     space.write(out / "label_space.yaml")
-    unknown = records["codes"].null_count()
-    return {"records": records.height, "labels": len(space.labels), "records without codes": unknown} | {
-        f"positive: {name}": int(labels[name].sum()) for name in space.names
-    }
+    return {"records": records.height, "labels": len(space.labels), **counts, **counts_of(labels, space)}
 
 
 def label_space(config: LabelsConfig) -> LabelSpace:
-    """The labels that a config names.
+    """The labels that a config names by codes.
 
     Raises:
-        InputError: a label has the name of a column beside the labels, or `max_labels` names an unknown label.
+        InputError: a label has the name of a column beside the labels, or `max_labels` names an unknown label, or there
+            is one class alone.
     """
     if config.scheme == "challenge_2021":
         codes = dict(CHALLENGE_2021)
@@ -77,14 +96,36 @@ def label_space(config: LabelsConfig) -> LabelSpace:
         codes = {name: (f"{config.scp_level}:{name}",) for name in ptb_xl.names_at(config.scp_level)}
     else:
         codes = dict(config.codes)
-    beside = {column for table in ("labelled_segments", "predictions") for column in contract(table)["columns"]}
-    if taken := [name for name in codes if name in beside]:
-        raise InputError(f"labels.codes: {', '.join(taken)}: a column of the tables has that name; give another")
     if unknown := [name for name in config.max_labels if name not in codes]:
         raise InputError(f"labels.max_labels: no label {', '.join(unknown)}; labels: {', '.join(codes)}")
-    return LabelSpace(
-        tuple(Label(name, of, "max" if name in config.max_labels else "mean") for name, of in codes.items())
+    if config.task == "multiclass" and len(codes) < 2:
+        raise InputError(f"labels: task 'multiclass' needs two classes or more, found {', '.join(codes)} alone")
+    space = LabelSpace(
+        tuple(Label(name, of, "max" if name in config.max_labels else "mean") for name, of in codes.items()),
+        {},
+        config.task,
     )
+    _check_names(space)
+    return space
+
+
+def _check_names(space: LabelSpace) -> None:
+    tables = ("labelled_segments", "predictions")
+    beside = {column for table in tables for column in contract(table)["columns"]}
+    if taken := [name for name in space.names if name in beside]:
+        raise InputError(f"labels: {', '.join(taken)}: a column of the tables has that name; give another")
+
+
+def exclusive(labels: pl.DataFrame, space: LabelSpace) -> tuple[pl.DataFrame, int, int]:
+    """The labels of records that have exactly one of them; all unknown where they have several, or none of them, and
+    how many these are."""
+    how_many = pl.sum_horizontal(pl.col(name) for name in space.names)
+    is_known = pl.any_horizontal(pl.col(name).is_not_null() for name in space.names)
+    several, none = labels.select(
+        (is_known & (how_many > 1)).sum().alias("several"), (is_known & (how_many == 0)).sum().alias("none")
+    ).row(0)
+    kept = [pl.when(is_known & (how_many == 1)).then(pl.col(name)).alias(name) for name in space.names]
+    return labels.with_columns(kept), several, none
 
 
 def assign(records: pl.DataFrame, space: LabelSpace, scheme: str) -> pl.DataFrame:

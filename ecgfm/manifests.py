@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from ecgfm.config import ManifestsConfig
+from ecgfm.config import ManifestsConfig, Task
 from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.ecg import InputError
-from ecgfm.label_space import LabelSpace, read_label_space
+from ecgfm.label_space import Label, LabelSpace, read_label_space
 from ecgfm.splits import SPLITS
+
+_CLASSES = {"positive": 1, "negative": 0}
 
 
 def make_manifests(inputs: Mapping[str, Any], config: ManifestsConfig, out: Path) -> dict[str, int]:
@@ -22,7 +24,8 @@ def make_manifests(inputs: Mapping[str, Any], config: ManifestsConfig, out: Path
     inputs: `slices`, `splits`, `labels`: directories of those stages
 
     Raises:
-        InputError: no pair, no labelled record in a split, or (rare_labels = error) a label without both classes.
+        InputError: no pair, no labelled record in a split, or (rare_labels = error) a label without both classes (of
+            numbers: without two different ones) in every split.
     """
     splits = read_table(inputs["splits"] / "splits.parquet", "splits")
     segments = split_segments(
@@ -45,18 +48,17 @@ def make_manifests(inputs: Mapping[str, Any], config: ManifestsConfig, out: Path
         write_table(pairs, "pairs", out / f"cmsc_{split}.parquet", {"splits": splits})
         counts[f"pairs: {split}"] = pairs.height
 
-    labels = read_table(inputs["labels"] / "labels.parquet", "labels")
-    space = with_both_classes(
-        read_label_space(inputs["labels"] / "label_space.yaml"), segments, labels, config.rare_labels == "drop"
-    )
+    found = read_label_space(inputs["labels"] / "label_space.yaml")
+    labels = read_table(inputs["labels"] / "labels.parquet", found.contract("labels"))
+    space = that_vary(found, segments, labels, config.rare_labels == "drop")
     space.write(out / "label_space.yaml")
-    known = labels.select("record_id", *space.names).filter(
-        pl.any_horizontal(pl.col(name).is_not_null() for name in space.names)
-    )
+    known = known_labels(labels, space).filter(pl.any_horizontal(pl.col(name).is_not_null() for name in space.names))
     for split in SPLITS:
         labelled = segments.filter(pl.col("split") == split).drop("split", "start_s").join(known, on="record_id")
         labelled = labelled.sort("record_id", "segment_index")
-        write_table(labelled, "labelled_segments", out / f"labelled_{split}.parquet", {"splits": splits})
+        write_table(
+            labelled, space.contract("labelled_segments"), out / f"labelled_{split}.parquet", {"splits": splits}
+        )
         counts[f"labelled records: {split}"] = labelled["record_id"].n_unique()
         counts[f"labelled segments: {split}"] = labelled.height
     return counts | {"labels": len(space.labels), "labels dropped": len(space.dropped)}
@@ -103,52 +105,78 @@ def cmsc_pairs(segments: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def with_both_classes(space: LabelSpace, segments: pl.DataFrame, labels: pl.DataFrame, drop: bool) -> LabelSpace:
-    """The label space with its counts per split; labels without both classes in every split are dropped or refused.
+def known_labels(labels: pl.DataFrame, space: LabelSpace) -> pl.DataFrame:
+    """The labels of a space. Of a record whose class was dropped, all are unknown."""
+    kept = labels.select("record_id", *space.names)
+    if space.task != "multiclass":
+        return kept
+    is_of_one = pl.any_horizontal(pl.col(name) == 1 for name in space.names)
+    return kept.with_columns(pl.when(is_of_one).then(pl.col(name)).alias(name) for name in space.names)
+
+
+def that_vary(space: LabelSpace, segments: pl.DataFrame, labels: pl.DataFrame, drop: bool) -> LabelSpace:
+    """The label space with its counts per split, without the labels of which a split has nothing to tell.
+
+    Each label needs a positive and a negative record in every split, each class a record, each number two different
+    values; what lacks them is dropped or refused.
 
     Raises:
-        InputError: a label lacks a class and `drop` is false, or no label is left.
+        InputError: a label lacks them and `drop` is false, or no label is left (of classes: fewer than two).
     """
     split_of = segments.select("record_id", "split").unique()
-    counted = split_of.join(labels, on="record_id").group_by("split")
-    sums = {
-        str(row["split"]): row
-        for row in counted.agg(
-            *(pl.col(name).sum().cast(pl.Int64).alias(f"+{name}") for name in space.names),
-            *(pl.col(name).is_not_null().sum().cast(pl.Int64).alias(f"?{name}") for name in space.names),
-            pl.len().alias("records"),
-        ).iter_rows(named=True)
-    }
-    kept, dropped = [], dict(space.dropped)
-    for label in space.labels:
-        records = {}
-        lacking = []
-        for split in SPLITS:
-            row = sums.get(split, {})
-            positive, known = row.get(f"+{label.name}", 0), row.get(f"?{label.name}", 0)
-            records[split] = {
-                "positive": positive,
-                "negative": known - positive,
-                "unknown": row.get("records", 0) - known,
-            }
-            lacking += [
-                f"no {which} record in {split}" for which in ("positive", "negative") if not records[split][which]
-            ]
-        if lacking:
-            dropped[label.name] = ", ".join(lacking)
-        else:
-            kept.append(replace(label, records=records))
-    new = {name: why for name, why in dropped.items() if name not in space.dropped}
-    if new and not drop:
-        name, why = next(iter(new.items()))
-        more = f" (and {len(new) - 1} more labels)" if len(new) > 1 else ""
+    lacking = {}
+    for label, of_split in _by_split(space, split_of, labels):
+        if lacks := [what for split, values in of_split.items() for what in _lacks(values, split, space.task)]:
+            lacking[label.name] = ", ".join(lacks)
+    if lacking and not drop:
+        name, why = next(iter(lacking.items()))
+        more = f" (and {len(lacking) - 1} more labels)" if len(lacking) > 1 else ""
         raise InputError(
             f"manifests: label {name!r} has {why}{more}; give more records, another splits.seed, "
             "or set manifests.rare_labels=drop to go on without"
         )
-    if not kept:
-        raise InputError(
-            f"manifests: no label has a positive and a negative record in every split ({len(dropped)} labels tried); "
-            "give more records"
-        )
-    return LabelSpace(tuple(kept), dropped)
+    dropped = {**space.dropped, **lacking}
+    kept = replace(space, labels=tuple(one for one in space.labels if one.name not in lacking), dropped=dropped)
+    if len(kept.labels) < (2 if space.task == "multiclass" else 1):
+        expected = {
+            "multilabel": "no label has a positive and a negative record",
+            "multiclass": "fewer than two classes have a record",
+            "regression": "no label has two different values",
+        }[space.task]
+        raise InputError(f"manifests: {expected} in every split ({len(space.labels)} labels tried); give more records")
+    counted = [
+        replace(label, records={split: _counts(values, space.task) for split, values in of_split.items()})
+        for label, of_split in _by_split(kept, split_of, known_labels(labels, kept))
+    ]
+    return replace(kept, labels=tuple(counted))
+
+
+def _by_split(
+    space: LabelSpace, split_of: pl.DataFrame, labels: pl.DataFrame
+) -> Iterator[tuple[Label, dict[str, pl.Series]]]:
+    """Each label with its values in each split, in one order."""
+    joined = split_of.join(labels, on="record_id").sort("record_id")
+    of_split = {split: joined.filter(pl.col("split") == split) for split in SPLITS}
+    for label in space.labels:
+        yield label, {split: rows[label.name] for split, rows in of_split.items()}
+
+
+def _lacks(values: pl.Series, split: str, task: Task) -> list[str]:
+    """What a split lacks for a label to be trained and judged."""
+    if task == "regression":
+        return [] if values.drop_nulls().n_unique() > 1 else [f"no two different values in {split}"]
+    lacking = [f"no {which} record in {split}" for which, value in _CLASSES.items() if not (values == value).any()]
+    return [what for what in lacking if task == "multilabel" or "positive" in what]
+
+
+def _counts(values: pl.Series, task: Task) -> Mapping[str, float]:
+    unknown = values.null_count()
+    if task != "regression":
+        return {which: int((values == value).sum()) for which, value in _CLASSES.items()} | {"unknown": unknown}
+    known = values.drop_nulls().to_numpy()
+    return {
+        "known": len(known),
+        "unknown": unknown,
+        "mean": float(known.mean()),
+        "standard_deviation": float(known.std()),
+    }

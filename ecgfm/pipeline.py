@@ -170,6 +170,7 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
         InputError: an unknown source, a missing raw folder, too many rejected records, or what a stage raises.
     """
     start = None if pipeline.finetune.checkpoint is None else _checkpoint(pipeline.finetune.checkpoint)
+    table = {} if pipeline.labels.table is None else {"table": _table(pipeline.labels.table)}
     slices: list[Made] = []
     for source in pipeline.sources:
         slices += _prepared(pipeline, source, raw, walker, hash_raw)
@@ -182,7 +183,7 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
     splits, labels = walker.many(
         [
             Request(SPLITS, {"slices": counted, "audit": audited.select("duplicates.parquet")}, pipeline.splits),
-            Request(LABELS, {"slices": records}, pipeline.labels),
+            Request(LABELS, {"slices": records, **table}, pipeline.labels),
         ],
         "",
     )
@@ -245,6 +246,18 @@ def _checkpoint(given: str) -> Input:
             )
         described = inside[-1]
     return Input(described.parent, sha256_of(described), origin)
+
+
+def _table(given: str) -> Input:
+    """`labels.table`, known by its content: a copy elsewhere gives the same key.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(given).expanduser().absolute()
+    if not path.is_file():
+        raise InputError(f"labels.table: no such file: {path}; name a CSV or Parquet table with a column per label")
+    return Input(path, sha256_of(path), "labels.table")
 
 
 def _prepared(

@@ -213,7 +213,7 @@ def test_an_unknown_label_in_max_labels_is_told() -> None:
 
 @pytest.mark.parametrize("name", ["record_id", "patient_id", "split", "n_segments", "shard_row"])
 def test_a_label_may_not_be_called_as_a_column_beside_it(name: str) -> None:
-    with pytest.raises(InputError, match=f"labels.codes: {name}: a column of the tables has that name"):
+    with pytest.raises(InputError, match=f"labels: {name}: a column of the tables has that name"):
         label_space(LabelsConfig("codes", codes={"AF": ("1",), name: ("2",)}))
 
 
