@@ -446,8 +446,35 @@ def _by_recipe(given: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Published:
+    """A published number, for the report to show beside ours.
+
+    measure: of `label` alone, `auroc` or `auprc`; of all labels, `macro_auroc`, `macro_auprc` or `challenge_score`
+    model: whose number it is; source: where it is published; note: what differs from this pipeline
+    ours: which model of this evaluation stands beside it: `finetuned`, `probe`, ...
+    test_records: behind the published number, where that is stated
+    """
+
+    measure: Literal["macro_auroc", "macro_auprc", "auroc", "auprc", "challenge_score"]
+    value: float
+    model: str
+    source: str
+    note: str = ""
+    label: str | None = None
+    ours: str = "finetuned"
+    test_records: AtLeastOne | None = None
+
+    def __post_init__(self) -> None:
+        if (self.measure in ("auroc", "auprc")) != (self.label is not None):
+            raise ValueError("label is needed with auroc and auprc, and only there")
+
+
+@dataclass(frozen=True, config=STRICT)
 class EvaluateConfig:
-    """Record-level evaluation on the test split, and its report."""
+    """Record-level evaluation on the test split, and its report.
+
+    published: results of others that the report shows beside these
+    """
 
     bootstrap_samples: AtLeastOne = 1000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -458,6 +485,7 @@ class EvaluateConfig:
     supervised_learning_rate: Positive = 5e-3  # at its highest, of one cycle
     lead_subsets: bool = True  # ask the finetuned model with 6, 4, 3, 2 and 1 leads too
     drawn_records: Count = 3
+    published: tuple[Published, ...] = ()
     allow_leakage: bool = False  # score records all the same that the checkpoint has learnt from; the report says so
     batch_size: AtLeastOne = 256
     precision: Precision = "fp32"  # bf16: twice as fast and more, probabilities differ in the third digit

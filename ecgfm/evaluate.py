@@ -22,6 +22,7 @@ from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.data import Shards, pick_device
 from ecgfm.drawing import draw_panels
 from ecgfm.ecg import InputError
+from ecgfm.expected import beside
 from ecgfm.html_report import DIFFERENCES, MODELS, Report, curve_panels, render
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare
@@ -149,6 +150,12 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         n_neighbours=n_neighbours,
         assessment=assessment,
         shots=shots,
+        published=beside(
+            config.published,
+            scores,
+            assessment.challenge.score if assessment.challenge else None,
+            len(test.record_ids),
+        ),
         dropped=space.dropped,
         pretraining=read_pretraining(inputs["pretrain"], pretrained),
         finetuning=read_finetuning(inputs["finetune"], finetuned),
@@ -282,6 +289,7 @@ def _write_metrics(report: Report, probes: Mapping[str, Probe], path: Path) -> N
         "neighbours": report.n_neighbours,
         "assessment": as_json(report.assessment),
         "few_shot": as_json(report.shots),
+        "published": as_json(report.published),
         "cohort": asdict(report.cohort),
         "dropped": dict(report.dropped),
     }

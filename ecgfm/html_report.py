@@ -17,9 +17,16 @@ from markupsafe import Markup
 from ecgfm.assessment import Assessment
 from ecgfm.assessment_page import sections
 from ecgfm.baselines import Shot
-from ecgfm.drawing import Panel, Series, draw_ecg, draw_panels
+from ecgfm.cohort import cohort_svg
+from ecgfm.confusion import ConfusedPair, ConfusionMatrix
+from ecgfm.drawing import Panel, Series, draw_ecg
+from ecgfm.embedding_map import EmbeddingMap
+from ecgfm.expected import Beside
+from ecgfm.expected import section as published_section
+from ecgfm.exploration_page import sections as exploration_sections
 from ecgfm.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
-from ecgfm.report_template import STYLE, TEMPLATE, svg_image
+from ecgfm.report_pictures import panel_pictures
+from ecgfm.report_template import COST_MARK, SORT_SCRIPT, STYLE, TEMPLATE, svg_image
 
 MODELS = {
     "finetuned": "Finetuned model",
@@ -97,8 +104,9 @@ class DrawnEcg:
     """One test record to draw.
 
     row: of the report's `truth`; why: in words, a heading
-    signal_mv: (lead, time), millivolt, of `leads`; saliency: (time,) 0 to 1
-    caption: what part of the record it is
+    signal_mv: (lead, time), millivolt, of `leads`
+    saliency: attention (time,) 0 to 1, or of one label and lead by lead (lead, time) -1 to 1
+    caption: what part of the record it is, and what the saliency
     """
 
     row: int
@@ -124,9 +132,14 @@ class Report:
     dropped: label -> why it was left out before training
     probe_strengths: (name, C); n_neighbours: how many were asked
     assessment: of the finetuned model, and of the differences between models; shots: by encoder
+    counts: of the cohort, for its diagram (`cohort.count_cohort`)
+    confusion: of the finetuned model's decisions: pairs, or where classes exclude each other the matrix
+    embedding_map: of the pretrained encoder; None where there is none
+    published: results of others, and ours beside them
     """
 
     cohort: Cohort
+    counts: Mapping[str, Any]
     leak: str
     training_is_known: bool
     labels: Sequence[str]
@@ -141,14 +154,17 @@ class Report:
     n_neighbours: int
     assessment: Assessment
     shots: Mapping[str, Sequence[Shot]]
+    published: Sequence[Beside]
+    confusion: Sequence[ConfusedPair] | ConfusionMatrix
+    embedding_map: EmbeddingMap | None
     dropped: Mapping[str, str]
     pretraining: Training
     finetuning: Training
     ecgs: Sequence[DrawnEcg]
 
 
-def render(report: Report) -> str:
-    """The page."""
+def render(report: Report, files: Mapping[str, tuple[str, str]]) -> str:
+    """The page. files: what is written beside it and shown in it, collapsed: file name -> (title, content)"""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
@@ -169,6 +185,11 @@ def render(report: Report) -> str:
     return environment.from_string(TEMPLATE).render(
         r=report,
         style=Markup(STYLE),
+        script=Markup(SORT_SCRIPT),
+        cost_mark=Markup(COST_MARK),
+        files=files,
+        diagram=_diagrams(report)[0],
+        diagrams=_diagrams(report)[1:],
         models={key: name for key, name in MODELS.items() if key in scores},
         differences={" - ".join(pair): name for pair, name in DIFFERENCES.items() if set(pair) <= set(scores)},
         finetuned=scores["finetuned"],
@@ -191,7 +212,9 @@ def render(report: Report) -> str:
         trainings=[_training(run) for run in (report.pretraining, report.finetuning)],
         probes=[(name, f"{c:g}") for name, c in report.probe_strengths],
         ecgs=[_ecg(report, ecg) for ecg in report.ecgs],
+        published=published_section(environment, report.published, MODELS),
         assessment=sections(environment, report.assessment, report.shots, MODELS),
+        exploration=exploration_sections(environment, report.confusion, report.embedding_map),
     )
 
 
@@ -308,6 +331,17 @@ def _replicate_note(report: Report) -> str:
 # ---- tables and pictures ------------------------------------------------------------------------------------------
 
 
+def _diagrams(report: Report) -> list[Markup]:
+    """The flow diagram of all records; where there are several sources, then that of each."""
+    sources = report.counts["sources"]
+    named = {"All sources": report.counts["total"], **sources} if len(sources) > 1 else sources
+    return [
+        svg_image(
+            cohort_svg({"total": counts, "sources": {name: counts}}), f"Flow of records, {name}; the numbers are below"
+        )
+        for name, counts in named.items()
+    ]
+
 def _findings(report: Report) -> list[dict[str, Any]]:
     rows = []
     for k, (scores, probe) in enumerate(
@@ -352,21 +386,17 @@ def _curves(report: Report, roc: bool) -> Markup:
     panels = curve_panels(report, roc)
     if not panels:
         return Markup("<p>No finding could be scored.</p>")
-    return svg_image(
-        draw_panels(panels, panel_inches=(2.5, 2.5)),
-        f"{'ROC' if roc else 'Precision-recall'} curves of {len(panels)} findings",
-    )
+    return panel_pictures(panels, "ROC" if roc else "Precision-recall")
 
 
 def _training(run: Training) -> dict[str, Any]:
     panels = training_panels(run.rows)
-    figure = draw_panels(panels, panel_inches=(2.5, 1.9)) if panels else ""
     return {
         "name": run.name,
         "facts": run.facts,
         "config": [(name, _value(value)) for name, value in flatten(run.config)],
         "caption": run.caption,
-        "figure": svg_image(figure, f"Curves of {run.name.lower()}") if figure else "",
+        "figure": panel_pictures(panels, run.name, (2.5, 1.9)) if panels else "",
     }
 
 

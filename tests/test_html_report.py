@@ -13,8 +13,10 @@ import pytest
 
 from ecgfm.assessment import ScoredRecords, assess
 from ecgfm.baselines import few_shot
+from ecgfm.config import Published
 from ecgfm.contracts import empty_table
 from ecgfm.ecg import LEADS
+from ecgfm.expected import beside
 from ecgfm.html_report import (
     DIFFERENCES,
     MAX_POINTS,
@@ -29,6 +31,12 @@ from ecgfm.html_report import (
 from ecgfm.metrics import best_f1_threshold, compare, operating_point
 
 LABELS = ["atrial fibrillation", "<b>pacing</b> & rhythm", "sinus rhythm"]
+PUBLISHED = [
+    Published("macro_auroc", 0.912, "Their <best> model", "Journal 1, 2", test_records=2198),
+    Published("auprc", 0.5, "Theirs", "Journal 3", label="sinus rhythm", ours="probe"),
+    Published("challenge_score", 0.58, "The winner", "Challenge 2021"),
+    Published("auroc", 0.99, "Theirs", "Journal 3", label="atrial flutter"),
+]
 VOID = {"meta", "link", "br", "img", "hr"}
 
 
@@ -133,6 +141,7 @@ def report(n: int = 80, seed: int = 0) -> Report:
         n_neighbours=5,
         assessment=assessment,
         shots=shots,
+        published=beside(PUBLISHED, scores, None, len(truth)),
         dropped={"atrial flutter": "no positive record in valid"},
         pretraining=training,
         finetuning=replace(training, name="Finetuning"),
@@ -142,6 +151,26 @@ def report(n: int = 80, seed: int = 0) -> Report:
             )
         ],
     )
+
+
+def test_published_numbers_stand_beside_ours() -> None:
+    one = report()
+    finetuned, probe = one.scores["finetuned"], one.scores["probe"]
+    ours = [(row.ours, row.n_records) for row in one.published]
+    assert ours == [(finetuned.macro_auroc, 80), (probe.labels[2].auprc, 80), (None, 80), (None, 0)]
+    text = Page(render(one)).text
+    section = text[text.index("Published results beside these") : text.index("What others have published")]
+    assert finetuned.macro_auroc is not None
+    for shown in (
+        "Their <best> model",
+        "0.912",
+        "2,198",
+        f"{finetuned.macro_auroc.value:.3f}",
+        "Journal 1, 2",
+        "0.580",
+    ):
+        assert shown in section
+    assert "Published results" not in Page(render(replace(one, published=()))).text
 
 
 def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere() -> None:

@@ -19,7 +19,7 @@ WORDS = {"ecg", "config"}
 TABLES = {*WORDS, "contracts"}
 RECORDS = {*TABLES, "sources", "signals", "quality", "shards"}
 MODEL = {"data", "augment", "model", "losses", "published", "checkpoints", "training", "predict"}
-TRAINING = {*TABLES, *MODEL, "leakage", "shards", "label_space", "metrics", "calibration"}
+TRAINING = {*TABLES, *MODEL, "leakage", "shards", "label_space", "metrics", "calibration", "multiclass"}
 
 # module, or package for all of its modules -> the modules of ecgfm that it may import
 MAY_IMPORT: dict[str, set[str]] = {
@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": RECORDS,
     "calibration": {*RECORDS, "metrics"},
     "challenge_score": {*RECORDS, "metrics"},
+    "multiclass": {*RECORDS, "metrics", "calibration"},
     "significance": {*RECORDS, "metrics"},
     "probe": {*RECORDS, "metrics"},
     "baselines": {*RECORDS, "metrics", "probe"},
@@ -98,7 +99,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {*WORDS, "shards", "data"},
     "training": {*TABLES, "own_process", "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
-    "pretrain": {*TRAINING - {"label_space", "metrics", "calibration"}, "distributed"},
+    "pretrain": {*TRAINING - {"label_space", "metrics", "calibration", "multiclass"}, "distributed"},
     "bench_training": {*TRAINING, "distributed", "pretrain"},
     "finetune": {*TRAINING, "supervised"},
     "report_contents": {*TRAINING - {"training"}, "splits", "drawing", "html_report"},
