@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.commands import runs
 
 PREPARATION = [
     f"--only={stage}" for stage in ("synthesize", "list", "prepare", "audit", "splits", "labels", "manifests")
@@ -113,6 +115,13 @@ def test_a_plan_says_why(prepared: Path) -> None:
 
     assert plan_of(prepared, "--force", "labels")["labels"].endswith("forced")
     assert plan_of(prepared, "--only", "splits")["labels"].startswith("skip")
+
+
+def test_what_a_run_may_be_told_a_plan_may_be_told_too() -> None:
+    """Else there would be no way to see what such a run does."""
+    run, plan = (set(inspect.signature(command).parameters) for command in (runs.run, runs.show))
+    assert run - plan == {"dry_run", "no_prefect"}
+    assert plan <= run
 
 
 def test_a_dry_run_and_a_plan_write_nothing(tmp_path: Path) -> None:

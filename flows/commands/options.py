@@ -42,6 +42,9 @@ Verify = Annotated[bool, typer.Option("--verify", help="Hash every output before
 HashRaw = Annotated[
     bool, typer.Option("--hash-raw", help="Know raw files by their content instead of size and modification time.")
 ]
+AllowLeakage = Annotated[
+    bool, typer.Option("--allow-leakage", help="Evaluate also where the model knows test records; the report says so.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -76,6 +79,11 @@ def pipelines_file(given: Path | None) -> Path:
     """The pipelines file that was named, or the one in this folder, or the one that comes with the package."""
     here = Path("pipelines.yaml")
     return given or (here if here.is_file() else PIPELINES)
+
+
+def values_of(overrides: Sequence[str] | None, allow_leakage: bool) -> list[str]:
+    """All that is set on the command line, as of --set."""
+    return [*(overrides or []), *(["evaluate.allow_leakage=true"] if allow_leakage else [])]
 
 
 def asked_for(

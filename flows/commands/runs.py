@@ -18,6 +18,7 @@ from ecgfm.runs import report_of, run_locally
 from ecgfm.stages import StageFailed, Store
 from flows import server
 from flows.commands.options import (
+    AllowLeakage,
     DataDir,
     Debug,
     Force,
@@ -33,6 +34,7 @@ from flows.commands.options import (
     log_to_terminal,
     one_line_errors,
     pipelines_file,
+    values_of,
 )
 
 app = typer.Typer()
@@ -51,10 +53,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     verify: Verify = False,
     hash_raw: HashRaw = False,
-    allow_leakage: Annotated[
-        bool,
-        typer.Option("--allow-leakage", help="Evaluate also where the model knows test records; the report says so."),
-    ] = False,
+    allow_leakage: AllowLeakage = False,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run in this process, without Prefect.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -67,7 +66,7 @@ def run(
       ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --set pretrain.max_steps=200 --dry-run
     """
     with one_line_errors(debug):
-        values = [*(overrides or []), *(["evaluate.allow_leakage=true"] if allow_leakage else [])]
+        values = values_of(overrides, allow_leakage)
         file, config, folders = asked_for(pipeline, pipelines, values, raw)
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
         store = Store(data_dir.absolute(), verify)
@@ -141,11 +140,12 @@ def show(
     force: Force = None,
     verify: Verify = False,
     hash_raw: HashRaw = False,
+    allow_leakage: AllowLeakage = False,
     debug: Debug = False,
 ) -> None:
     """Show each stage of a pipeline: cached or to run, and why. Makes nothing."""
     with one_line_errors(debug):
-        _, config, folders = asked_for(pipeline, pipelines, overrides, raw)
+        _, config, folders = asked_for(pipeline, pipelines, values_of(overrides, allow_leakage), raw)
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
         store = Store(data_dir.absolute(), verify)
         show_plan(pipeline, store.data_dir, plan(config, folders, store, selection, hash_raw))
