@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
 from pydantic.dataclasses import dataclass
@@ -32,7 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ecgfm import published
-from ecgfm.config import STRICT, ModelConfig, Positive, Share, from_dict, to_dict
+from ecgfm.config import STRICT, ModelConfig, Positive, Share, Task, from_dict, to_dict
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.files import content_at, digest_of, sha256_of, sync
 from ecgfm.leakage import Seen
@@ -64,10 +65,16 @@ class Meta:
     standardisation: `record`: each lead minus its mean, divided by its population standard deviation, both over the
         whole record; 0 where it does not vary
     labels: what each logit is, in order; empty where pretrained, and where a published file does not say
-    aggregation: label -> how a record's probability comes from its segments'
-    temperature: label -> what a record's logit is divided by to give its calibrated probability; 1 where not named
+    task: what the labels are: each present or absent by itself (`multilabel`), classes of which the most probable is
+        called (`multiclass`), or numbers (`regression`)
+    aggregation: label -> how a record's probability, or number, comes from its segments'
+    temperature: label -> what a record's logit is divided by to give its calibrated probability; 1 where not named. Of
+        classes all have the same
     thresholds: label -> the calibrated probability of a record from which on it is called present; empty where none was
-        chosen
+        chosen, and but for task `multilabel`
+    units: of numbers, label -> unit, where it was given
+    scaling: of numbers, label -> mean and standard deviation of the records trained on: a label's number is the
+        network's output times the latter, plus the former
     training_data: what was trained on -> digest of its content (`training_data` below)
     progress: the caller's own, as JSON: position in the data, best score so far
     versions: of the libraries that wrote it; `save` fills them in
@@ -83,9 +90,12 @@ class Meta:
     standardisation: Literal["record"] = "record"
     step: int = 0
     labels: tuple[str, ...] = ()
+    task: Task = "multilabel"
     aggregation: dict[str, Aggregation] = dataclasses.field(default_factory=dict)
     temperature: dict[str, Positive] = dataclasses.field(default_factory=dict)
     thresholds: dict[str, Share] = dataclasses.field(default_factory=dict)
+    units: dict[str, str] = dataclasses.field(default_factory=dict)
+    scaling: dict[str, tuple[float, Positive]] = dataclasses.field(default_factory=dict)
     training_data: dict[str, str] = dataclasses.field(default_factory=dict)
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -94,9 +104,18 @@ class Meta:
     def __post_init__(self) -> None:
         if len(self.leads) != self.model.n_leads:
             raise ValueError(f"leads must be {self.model.n_leads}, as the model takes, and are {len(self.leads)}")
-        for name in ("aggregation", "temperature", "thresholds"):
+        for name in ("aggregation", "temperature", "thresholds", "units", "scaling"):
             if set(getattr(self, name)) - set(self.labels):
                 raise ValueError(f"{name} must be of the labels, and names others")
+        if (self.task == "regression") != (bool(self.labels) and set(self.scaling) == set(self.labels)):
+            raise ValueError("scaling must be of every label with task 'regression', and of none else")
+        if self.thresholds and self.task != "multilabel":
+            raise ValueError(f"thresholds must be of task 'multilabel', and the task is {self.task!r}")
+
+    @property
+    def scale(self) -> np.ndarray:
+        """(mean and standard deviation, label) float64 of `scaling`, in the order of the labels."""
+        return np.array([self.scaling[label] for label in self.labels], dtype=np.float64).T
 
 
 @dataclasses.dataclass(frozen=True)

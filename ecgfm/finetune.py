@@ -20,22 +20,24 @@ from tqdm import tqdm
 
 from ecgfm import checkpoints, leakage
 from ecgfm.calibration import fit_temperatures, logits_of
-from ecgfm.config import PROGRESS_BAR, FinetuneConfig, content_of
+from ecgfm.config import PROGRESS_BAR, FinetuneConfig, Task, content_of
 from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, too_large, visits_from
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
-from ecgfm.metrics import best_f1_threshold, point_scores
+from ecgfm.metrics import best_f1_threshold, mean_of_defined, point_scores
 from ecgfm.model import Classifier
+from ecgfm.multiclass import fit_temperature
 from ecgfm.predict import (
     Labelled,
     calibrated,
     checkpoint_for,
     read_labelled,
     record_probabilities,
+    record_values,
     segment_outputs,
 )
-from ecgfm.supervised import positive_weight, supervised_loss
+from ecgfm.supervised import loss_weights, supervised_loss
 from ecgfm.training import (
     Log,
     Randomness,
@@ -56,26 +58,29 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
 ) -> dict[str, int]:
     """Train, and write checkpoints `step_<n>/`, `best.json`, `metrics.jsonl`, `timings.jsonl` and `config.yaml`.
 
-    After each epoch the valid records are predicted; the checkpoint of the highest macro AUPRC is the one marked best.
-    Each has the temperatures and thresholds that were fitted to them. Resuming and SIGTERM as in `pretrain`.
+    After each epoch the valid records are predicted; the checkpoint of the highest macro AUPRC, or of numbers of the
+    lowest mean absolute error (`CRITERIA`), is the one marked best. Each has the temperatures and thresholds that were
+    fitted to them. Resuming and SIGTERM as in `pretrain`.
 
     inputs: `manifests`, the directory of `labelled_{train,valid}.parquet` and `label_space.yaml`; `slices`, the
         directories of the prepared slices; `pretrain`, the directory of a pretraining run, of which the last checkpoint
         is meant, or a checkpoint. Its architecture is also that of random weights
 
     Raises:
-        InputError: no segment or a label without both classes to train on, an encoder of other segments than these, no
-            such device, a loss that is not finite, or a checkpoint that cannot be read.
+        InputError: no segment or a label without both classes to train on (of numbers: without two different ones), a
+            loss of another task than the labels', an encoder of other segments than these, no such device, a loss that
+            is not finite, or a checkpoint that cannot be read.
     """
     device = pick_device(config.device)
     shards = Shards(inputs["slices"])
     space = read_label_space(inputs["manifests"] / "label_space.yaml")
+    criterion = CRITERIA[space.task]
     train = read_labelled(inputs["manifests"], "train", space, config.subset, config.subset_seed)
     valid = read_labelled(inputs["manifests"], "valid", space)
     places = shards.places(train.segments)[:, None]
-    weighted = config.loss == "bce" and config.pos_weight
-    weights = positive_weight(train.labels, space) if weighted else torch.ones(len(space.labels))
-    positive_weights = weights.to(device)
+    scaling = fit_scaling(train, space) if space.task == "regression" else {}
+    targets = scaled(train.labels, scaling)
+    weights = loss_weights(train.labels, space, config).to(device)
     pretrained = _read_pretrained(inputs["pretrain"], shards)
 
     model = begin(config, pretrained, len(space.labels)).to(device)
@@ -91,7 +96,10 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
         shards.segment_samples,
         departures=shards.departures,
         labels=tuple(space.names),
+        task=space.task,
         aggregation={label.name: label.aggregation for label in space.labels},
+        units={label.name: label.unit for label in space.labels if label.unit},
+        scaling=scaling,
         training_data=_training_data(inputs, config, pretrained),
     )
     seen = leakage.seen_in(inputs["manifests"], "labelled")
@@ -121,16 +129,16 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
             last_step = step == max_steps
 
             if end_of_epoch:
-                judged = validate(model, shards, valid, space, positive_weights, config, device)
+                judged = validate(model, shards, valid, space, scaling, weights, config, device)
                 log.metrics({"step": step, "split": "valid", "epoch": step // per_epoch, **judged.scores})
-                score = judged.scores["macro_auprc"]
-                if is_better(score, best["score"]):
+                score = judged.scores[criterion.measure]
+                if is_better(score, best["score"], criterion.lowest):
                     best = {"step": step, "score": score}
                 waited_epochs = (step - best["step"]) // per_epoch
                 last_step = last_step or 0 < config.patience_epochs <= waited_epochs
                 say(
                     f"epoch {step // per_epoch} of {config.max_epochs}: valid loss {judged.scores['loss']:.4g}, "
-                    f"macro AUPRC {_shown(score)} (best {_shown(best['score'])}, step {best['step']:,})"
+                    f"{criterion.words} {_shown(score)} (best {_shown(best['score'])}, step {best['step']:,})"
                 )
 
             if step > start and (end_of_epoch or sigterm.requested):
@@ -163,11 +171,11 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
             lead_mask = sample_lead_mask(
                 len(signal), len(shards.leads), config.lead_mask_probability, randomness.device
             )
-            labels = train.labels[batch.numbers].to(device)
+            labels = targets[batch.numbers].to(device)
             try:
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     logits = model(apply_lead_mask(signal, lead_mask)).logits
-                total, known = supervised_loss(logits, labels, config, positive_weights)
+                total, known = supervised_loss(logits, labels, space.task, config, weights)
                 torch.autograd.backward(total)
             except torch.OutOfMemoryError as error:
                 raise _too_large(error, model, signal.shape, config, device) from error
@@ -262,13 +270,30 @@ def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str
     return [{"params": parameters, "lr": rate} for parameters, rate in trained if parameters]
 
 
+class Criterion(NamedTuple):
+    """By which of an epoch's valid scores the best checkpoint is chosen. lowest: the lowest is the best"""
+
+    measure: str
+    words: str
+    lowest: bool
+
+
+CRITERIA: dict[Task, Criterion] = {
+    "multilabel": Criterion("macro_auprc", "macro AUPRC", lowest=False),
+    "multiclass": Criterion("macro_auprc", "macro AUPRC", lowest=False),
+    "regression": Criterion("mean_absolute_error", "mean absolute error in standard deviations", lowest=True),
+}
+
+
 class Judged(NamedTuple):
     """What the valid split says of a model.
 
-    scores: the loss by segment; macro AUPRC and AUROC by record, over the labels with both classes (None: there is
-        none)
-    temperature: label -> what makes its probabilities agree best with the truth (`calibration.fit_temperatures`)
-    thresholds: label with both classes -> the probability of a record, at that temperature, at which its F1 is greatest
+    scores: the loss by segment; by record, macro AUPRC and AUROC over the labels with both classes (None: there is
+        none); of numbers instead their mean absolute error in train's standard deviations, the mean over the labels
+    temperature: label -> what makes its probabilities agree best with the truth (`calibration.fit_temperatures`; of
+        classes that exclude each other one for all, `multiclass.fit_temperature`)
+    thresholds: label with both classes -> the probability of a record, at that temperature, at which its F1 is
+        greatest; of task `multilabel` alone
     """
 
     scores: dict[str, float | None]
@@ -281,36 +306,76 @@ def validate(
     shards: Shards,
     valid: Labelled,
     space: LabelSpace,
-    positive_weights: Tensor,
+    scaling: Mapping[str, tuple[float, float]],
+    weights: Tensor,
     config: FinetuneConfig,
     device: torch.device,
 ) -> Judged:
     """Predict the valid records, and judge and calibrate the predictions."""
-    logits = segment_outputs(model, valid.segments, shards, config.batch_size, device).logits
-    assert logits is not None
-    loss, known = supervised_loss(torch.from_numpy(logits), valid.labels, config, positive_weights.cpu())
-    raw, _ = record_probabilities(logits, valid, space)
-    scores = point_scores(valid.truth, raw)  # temperatures leave the order of records as it is
-    temperature = dict(zip(space.names, fit_temperatures(valid.truth, logits_of(raw)).tolist(), strict=True))
-    predicted = calibrated(raw, space.names, temperature)
+    outputs = segment_outputs(model, valid.segments, shards, config.batch_size, device).logits
+    assert outputs is not None
+    targets = scaled(valid.labels, scaling)
+    total, known = supervised_loss(torch.from_numpy(outputs), targets, space.task, config, weights.cpu())
+    loss = float(total) / known
+    if space.task == "regression":
+        scale = np.array(list(scaling.values())).T
+        values, _ = record_values(outputs, valid, space, scale)
+        errors = mean_of_defined(np.abs(values - valid.truth) / scale[1])
+        return Judged({"loss": loss, "mean_absolute_error": _mean_of_scored(errors)}, {}, {})
+    raw, _ = record_probabilities(outputs, valid, space)
+    if space.task == "multiclass":
+        temperature = dict.fromkeys(space.names, fit_temperature(valid.truth, raw))
+    else:
+        temperature = dict(zip(space.names, fit_temperatures(valid.truth, logits_of(raw)).tolist(), strict=True))
+    predicted = calibrated(raw, space.names, temperature, space.task)
+    scores = point_scores(valid.truth, predicted if space.task == "multiclass" else raw)  # else the order is the same
     thresholds = {
         name: best_f1_threshold(valid.truth[:, k], predicted[:, k])
         for k, name in enumerate(space.names)
-        if not np.isnan(scores.auprc[k])
+        if space.task == "multilabel" and not np.isnan(scores.auprc[k])
     }
     measured = {
-        "loss": float(loss) / known,
+        "loss": loss,
         "macro_auprc": _mean_of_scored(scores.auprc),
         "macro_auroc": _mean_of_scored(scores.auroc),
     }
     return Judged(measured, temperature, thresholds)
 
 
-def is_better(score: float | None, best: float | None) -> bool:
-    """Whether an epoch replaces the best so far. Where no label can be scored (None), the latest is the best."""
+def fit_scaling(train: Labelled, space: LabelSpace) -> dict[str, tuple[float, float]]:
+    """Label -> mean and population standard deviation of the known numbers of the records trained on.
+
+    Raises:
+        InputError: a label without two different numbers.
+    """
+    scaling = {}
+    for label, values in zip(space.labels, train.truth.T, strict=True):
+        known = values[~np.isnan(values)]
+        if not len(known) or np.ptp(known) == 0:
+            raise InputError(
+                f"label {label.name!r} has {len(np.unique(known))} different numbers in {len(known):,} records to "
+                "train on and needs two or more; use a larger finetune.subset"
+            )
+        scaling[label.name] = (float(known.mean()), float(known.std()))
+    return scaling
+
+
+def scaled(labels: Tensor, scaling: Mapping[str, tuple[float, float]]) -> Tensor:
+    """(segment, label) labels less their mean, divided by their standard deviation; as they are where there is none."""
+    if not scaling:
+        return labels
+    mean, deviation = torch.tensor(list(scaling.values()), dtype=torch.float64).unbind(dim=1)
+    return ((labels.double() - mean) / deviation).float()
+
+
+def is_better(score: float | None, best: float | None, lowest: bool = False) -> bool:
+    """Whether an epoch replaces the best so far. Where no label can be scored (None), the latest is the best.
+
+    lowest: a lower score is better
+    """
     if score is None or best is None:
         return best is None
-    return score > best
+    return score < best if lowest else score > best
 
 
 def _mean_of_scored(of_label: np.ndarray) -> float | None:

@@ -17,13 +17,14 @@ from ecgfm import checkpoints
 from ecgfm import model as network
 from ecgfm.calibration import logits_of, scale
 from ecgfm.checkpoints import Checkpoint, Kind
-from ecgfm.config import Precision, departures_in_words
+from ecgfm.config import Precision, Task, departures_in_words
 from ecgfm.contracts import read_table
 from ecgfm.data import Shards, in_order, load, standardise, subset, too_large
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace
 from ecgfm.metrics import aggregate
 from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
+from ecgfm.multiclass import at_temperature, softmax
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Labelled:
     """One split.
 
     segments: contract `labelled_segments`
-    labels: (segment, label) float32; 1 present, 0 absent, NaN unknown
+    labels: (segment, label) float32; 1 present, 0 absent, NaN unknown; of task `regression` numbers in their own units
     record_ids, patients: (record,) in the order of their first segments; patients None where unknown
     truth: (record, label) float64, as `labels`
     """
@@ -49,7 +50,7 @@ def read_labelled(manifests: Path, split: str, space: LabelSpace, share: float =
     Raises:
         InputError: there is none.
     """
-    segments = read_table(manifests / f"labelled_{split}.parquet", "labelled_segments")
+    segments = read_table(manifests / f"labelled_{split}.parquet", space.contract("labelled_segments"))
     if segments.is_empty():
         raise InputError(f"labelled_{split}.parquet is empty: no record of that split has a label")
     chosen = subset(segments["patient_id"].to_list(), segments["record_id"].to_list(), share, seed)
@@ -165,20 +166,48 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def record_probabilities(logits: np.ndarray, labelled: Labelled, space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
     """(segment, label) logits as (record, label) probabilities, aggregated label by label; and segments per record."""
-    probabilities = sigmoid(logits)
+    return of_records(softmax(logits) if space.task == "multiclass" else sigmoid(logits), labelled, space)
+
+
+def record_values(
+    outputs: np.ndarray, labelled: Labelled, space: LabelSpace, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(segment, label) outputs of task `regression` as (record, label) numbers in the labels' units; and segments per
+    record.
+
+    scale: (mean and standard deviation, label), `Meta.scale`
+    """
+    return of_records(unscaled(outputs, scale), labelled, space)
+
+
+def unscaled(outputs: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(..., label) outputs of the network as numbers in the labels' units, float64. scale: `Meta.scale`"""
+    mean, deviation = scale
+    return np.asarray(outputs.astype(np.float64) * deviation + mean)
+
+
+def of_records(answers: np.ndarray, labelled: Labelled, space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
+    """(segment, label) answers as (record, label), aggregated label by label; and segments per record."""
     record_ids, of_record, n_segments = aggregate(
-        labelled.segments["record_id"].to_list(), probabilities, [label.aggregation for label in space.labels]
+        labelled.segments["record_id"].to_list(), answers, [label.aggregation for label in space.labels]
     )
     assert record_ids == labelled.record_ids
     return of_record, n_segments
 
 
-def calibrated(probabilities: np.ndarray, labels: Sequence[str], temperature: Mapping[str, float]) -> np.ndarray:
+def calibrated(
+    probabilities: np.ndarray, labels: Sequence[str], temperature: Mapping[str, float], task: Task = "multilabel"
+) -> np.ndarray:
     """(record, label) probabilities at the temperature of each label, float64; where it has none or 1, as they are.
 
-    Of records, after their segments' were aggregated: that leaves the order of the records as it is.
+    Of records, after their segments' were aggregated: that leaves the order of the records as it is. Labels that
+    exclude each other have one temperature (multiclass.py).
     """
     found = probabilities.astype(np.float64)
+    if task == "multiclass":
+        common = {temperature.get(label, 1.0) for label in labels}
+        assert len(common) == 1
+        return found if common == {1.0} else at_temperature(found, common.pop())
     for number, label in enumerate(labels):
         if (of_label := temperature.get(label, 1.0)) != 1:
             column = [number]

@@ -1,7 +1,7 @@
-"""Losses on labels: of each segment and label a logit, and 1 present, 0 absent or NaN unknown.
+"""Losses on labels: of each segment and label a logit, and 1 present, 0 absent or NaN unknown; or a number.
 
-All of them take (segment, label) logits and labels, and return the sum over the known labels and how many these are (at
-least 1, so that it divides). An unknown label carries no loss and no gradient.
+All of them take (segment, label) outputs and labels, and return the sum over the known labels (of classes: segments)
+and how many these are (at least 1, so that it divides). An unknown label carries no loss and no gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecgfm.config import FinetuneConfig
+from ecgfm.config import FinetuneConfig, Task
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace
 
@@ -20,23 +20,48 @@ _SMALLEST = 1e-12  # a probability whose power has a finite slope
 
 
 def supervised_loss(
-    logits: Tensor, labels: Tensor, config: FinetuneConfig, positive_weights: Tensor
+    outputs: Tensor, labels: Tensor, task: Task, config: FinetuneConfig, weights: Tensor
 ) -> tuple[Tensor, int]:
-    """What `config.loss` names, with its parameters.
+    """What task and config name, with its parameters.
 
-    positive_weights: (label,) as of `masked_bce`; without effect on the other losses
+    labels: of `regression` scaled, as the outputs are
+    weights: (label,) of positives as of `masked_bce`, or of classes as of `masked_cross_entropy`; without effect on the
+        other losses
     """
+    if task == "multiclass":
+        return masked_cross_entropy(outputs, labels, weights)
+    if task == "regression":
+        return masked_error(outputs, labels, config.regression_loss == "smooth_l1")
     if config.loss == "focal":
-        return masked_focal(logits, labels, config.focal_gamma, config.focal_alpha)
+        return masked_focal(outputs, labels, config.focal_gamma, config.focal_alpha)
     if config.loss == "asymmetric":
         return masked_asymmetric(
-            logits,
+            outputs,
             labels,
             config.asymmetric_gamma_positive,
             config.asymmetric_gamma_negative,
             config.asymmetric_margin,
         )
-    return masked_bce(logits, labels, positive_weights)
+    return masked_bce(outputs, labels, weights)
+
+
+def masked_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor) -> tuple[Tensor, int]:
+    """Cross-entropy of the softmax over labels that exclude each other: of a segment exactly one is 1, or all are
+    unknown.
+
+    class_weights: (label,) factor on the loss of segments of that class
+    """
+    known = ~labels.isnan().any(dim=1)
+    loss = F.cross_entropy(logits, labels.nan_to_num(0.0).argmax(dim=1), weight=class_weights, reduction="none")
+    return (loss * known).sum(), max(int(known.sum()), 1)
+
+
+def masked_error(outputs: Tensor, labels: Tensor, smooth: bool) -> tuple[Tensor, int]:
+    """The squared error of numbers; or smooth, half of it where it is below 1 and the absolute error less a half above
+    (Huber 1964; Girshick 2015, arXiv 1504.08083), so that no outlier outweighs the rest."""
+    known = ~labels.isnan()
+    loss = (F.smooth_l1_loss if smooth else F.mse_loss)(outputs, labels.nan_to_num(0.0), reduction="none")
+    return (loss * known).sum(), max(int(known.sum()), 1)
 
 
 def masked_bce(logits: Tensor, labels: Tensor, positive_weights: Tensor) -> tuple[Tensor, int]:
@@ -79,6 +104,36 @@ def masked_asymmetric(
     lowered = -torch.expm1(of_absence)
     of_negative = -lowered.clamp_min(_SMALLEST).pow(gamma_negative) * of_absence
     return (torch.where(positive, of_positive, of_negative) * known).sum(), max(int(known.sum()), 1)
+
+
+def loss_weights(labels: Tensor, space: LabelSpace, config: FinetuneConfig) -> Tensor:
+    """(label,) the weights that `supervised_loss` takes, of the labels trained on; 1 where nothing is to be weighed.
+
+    Raises:
+        InputError: a loss of another task than the labels', or as `positive_weight` and `class_weight`.
+    """
+    if misfit := config.misfit(space.task):
+        raise InputError(f"finetune.{misfit}")
+    if space.task == "regression" or config.loss != "bce" or config.pos_weight is False:
+        return torch.ones(len(space.labels))
+    return (class_weight if space.task == "multiclass" else positive_weight)(labels, space)
+
+
+def class_weight(labels: Tensor, space: LabelSpace) -> Tensor:
+    """(label,) segments of known class / (classes * segments of this class), of (segment, label): each class weighs the
+    same in all, and a segment 1 on average.
+
+    Raises:
+        InputError: a class without a segment.
+    """
+    counts = (labels == 1).sum(dim=0)
+    for label, count in zip(space.labels, counts.tolist(), strict=True):
+        if not count:
+            raise InputError(
+                f"class {label.name!r} has no segment to train on; set manifests.rare_labels=drop, "
+                "finetune.pos_weight=false or a larger finetune.subset"
+            )
+    return counts.sum() / (len(counts) * counts)
 
 
 def positive_weight(labels: Tensor, space: LabelSpace) -> Tensor:

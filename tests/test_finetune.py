@@ -302,7 +302,7 @@ def test_the_published_recipe_is_one_word() -> None:
         "recipe": "published", "mode": "frozen", "init": "pretrained", "max_epochs": 140, "batch_size": 256,
         "learning_rate": 1e-6, "head_learning_rate": None, "layer_decay": 1.0, "schedule": "constant",
         "warmup_epochs": 0.0, "weight_decay": 0.0, "adam_betas": [0.9, 0.98], "adam_eps": 1e-8, "dropout": 0.0,
-        "activation_dropout": 0.1, "lead_mask_probability": 0.0, "subset": 1.0, "loss": "bce", "pos_weight": True,
+        "activation_dropout": 0.1, "lead_mask_probability": 0.0, "subset": 1.0, "loss": "bce", "pos_weight": None,
         "patience_epochs": 0, "seed": 0,
     }  # fmt: skip
     assert content_of(config).items() >= published.items()

@@ -163,7 +163,7 @@ def test_the_config_names_the_loss_and_its_parameters() -> None:
             masked_asymmetric(logits, labels, 1.0, 2.0, 0.2),
         ),
     ):
-        found = supervised_loss(logits, labels, config, weights)
+        found = supervised_loss(logits, labels, "multilabel", config, weights)
         assert torch.equal(found[0], expected[0])
         assert found[1] == expected[1]
 
