@@ -481,8 +481,8 @@ class EvaluateConfig:
     probe_random_encoder: bool = True  # the linear probe on a randomly initialised encoder, beside the pretrained
     baseline_records: AtLeastOne = 50_000  # of train, at most, that the baselines but for the probes learn from
     supervised_baseline: bool = True  # a small residual network, trained from random weights on the same labels
-    supervised_epochs: AtLeastOne = 20
-    supervised_learning_rate: Positive = 5e-3  # at its highest, of one cycle
+    supervised_epochs: AtLeastOne = 15
+    supervised_learning_rate: Positive = 1e-2  # at its highest, of one cycle
     lead_subsets: bool = True  # ask the finetuned model with 6, 4, 3, 2 and 1 leads too
     drawn_records: Count = 3
     published: tuple[Published, ...] = ()
