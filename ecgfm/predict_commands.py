@@ -7,24 +7,21 @@ its name when it is whole.
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from ecgfm.config import PROGRESS_BAR
-from ecgfm.contracts import check, empty_table
+from ecgfm.answer_files import ArrayWriter, TableWriter, check_outs
+from ecgfm.config import PROGRESS_BAR, Task
+from ecgfm.contracts import empty_table
 from ecgfm.drawing import LONG_SECONDS, draw_ecg
 from ecgfm.ecg import InputError
 from ecgfm.files import naming
@@ -46,7 +43,8 @@ if TYPE_CHECKING:
 PRESENT = " present"
 """What is put behind a label's name for the column of its decision."""
 
-ROWS_TOGETHER = 4096  # a row group of Parquet; whatever the batch, so that the bytes do not depend on it
+MOST_PROBABLE = "most_probable"
+"""The column of the decision between labels that exclude each other."""
 
 TABLES, VECTORS, PICTURES = (".parquet", ".csv"), (".parquet", ".npy", ".csv"), (".png", ".html")
 
@@ -90,7 +88,9 @@ def predict(
     """Write a table of predictions, a row per recording, `.parquet` or `.csv`; beside it the rejected.
 
     Columns: data_contracts/record_predictions.yaml; behind the labels' probabilities a column `<label> present` of 1 or
-    0 for each label that has a threshold. segments_out: a row per segment, if wanted
+    0 for each label that has a threshold. Of labels that exclude each other `most_probable` instead
+    (record_predictions_classes.yaml), of numbers neither (record_predictions_values.yaml). segments_out: a row per
+    segment, if wanted
 
     Raises:
         InputError: a path that cannot be written, no recording or none that can be predicted, or a checkpoint that does
@@ -98,12 +98,12 @@ def predict(
     """
     model.check_predicts()
     files = [out, rejects_of(out), *([segments_out] if segments_out else [])]
-    _check_outs(files, TABLES)
+    check_outs(files, TABLES)
     columns = prediction_columns(model)
     labels: dict[str, Any] = dict.fromkeys(model.labels, pl.Float64())
     of_segments = {"record_id": pl.String(), "segment_index": pl.Int64(), "start_s": pl.Float64(), **labels}
     with ExitStack() as stack:
-        records = stack.enter_context(TableWriter(out, columns, "record_predictions"))
+        records = stack.enter_context(TableWriter(out, columns, contract_of_predictions(model.meta.task)))
         segments = stack.enter_context(TableWriter(segments_out, of_segments)) if segments_out else None
 
         def write(outputs: Outputs) -> None:
@@ -125,7 +125,7 @@ def embed(
     `<out>.rows.csv` names. Raises as `predict`, but of any checkpoint.
     """
     files = [out, rejects_of(out)]
-    _check_outs(files[:1], VECTORS)
+    check_outs(files[:1], VECTORS)
     keys: dict[str, Any] = {"record_id": pl.String()}
     keys |= {"segment_index": pl.Int64(), "start_s": pl.Float64()} if level == "segment" else {"n_segments": pl.Int64()}
     width = model.meta.model.width
@@ -161,12 +161,12 @@ def draw_saliency(
     """Draw one recording with its saliency: a picture (`.png`), or a page with a picture of each segment (`.html`).
 
     A picture with attention has up to the 10 s of an ECG's paper; with `gradient` one segment: `segment`, or that of
-    the label's highest probability.
+    the label's highest probability; of a number the one that is furthest from the baseline's.
 
     Raises:
         InputError, Rejected: as `Model.saliency`; a segment that is not there.
     """
-    _check_outs([out], PICTURES)
+    check_outs([out], PICTURES)
     found = model.saliency(file, label, method)
     n_segments = len(found.signal_mv)
     if segment is not None and not 0 <= segment < n_segments:
@@ -179,7 +179,8 @@ def draw_saliency(
         seconds = found.signal_mv.shape[2] / found.sampling_rate_hz
         content = draw_segments(found, range(min(n_segments, max(round(LONG_SECONDS / seconds), 1))))
     else:
-        content = draw_segments(found, [int(np.argmax(found.probabilities)) if segment is None else segment])
+        told = np.abs(found.logits - found.baseline_logit) if found.value is not None else found.probabilities
+        content = draw_segments(found, [int(np.argmax(told)) if segment is None else segment])
     with naming(out):
         out.write_bytes(content)
     return found
@@ -192,7 +193,7 @@ def draw_segments(found: Saliency, segments: Sequence[int]) -> bytes:
     shown = np.concatenate(found.shown[chosen], axis=1)
     seconds = found.signal_mv.shape[2] / found.sampling_rate_hz
     where = "" if len(found.signal_mv) == len(chosen) else f", from {chosen[0] * seconds:g} s"
-    what = "" if found.label is None else f": {found.label}, probability {found.probability:.3f}"
+    what = "" if found.label is None else f": {found.label}, {found.answer}"
     return draw_ecg(
         signal_mv,
         found.sampling_rate_hz,
@@ -211,24 +212,33 @@ def prediction_columns(model: Model) -> dict[str, Any]:
     Raises:
         InputError: a label is called like one of the other columns.
     """
-    fixed = dict(empty_table("record_predictions").schema)
+    fixed = dict(empty_table(contract_of_predictions(model.meta.task)).schema)
     names = [*model.labels, *(f"{label}{PRESENT}" for label in model.labels if label in model.meta.thresholds)]
     if taken := sorted({name for name in names if name in fixed or names.count(name) > 1}):
         raise InputError(f"{model.path}: the label {taken[0]!r} is called like another column; convert it with others")
     of_labels = {name: pl.Float64() if name in model.labels else pl.Int8() for name in names}
-    first = ("record_id", "n_segments")
-    return {name: fixed.pop(name) for name in first} | of_labels | fixed
+    first = {name: fixed.pop(name) for name in ("record_id", "n_segments")}
+    last = {MOST_PROBABLE: fixed.pop(MOST_PROBABLE)} if MOST_PROBABLE in fixed else {}
+    return first | of_labels | last | fixed
+
+
+def contract_of_predictions(task: Task) -> str:
+    """The contract of the table of predictions by a checkpoint of a task."""
+    return {"multiclass": "record_predictions_classes", "regression": "record_predictions_values"}.get(
+        task, "record_predictions"
+    )
 
 
 def prediction_row(prediction: Prediction, n_segments: int) -> dict[str, Any]:
-    """A prediction as a row of the table of predictions."""
-    decided = {
-        f"{label}{PRESENT}": int(decision) for label, decision in prediction.decisions.items() if decision is not None
-    }
+    """A prediction as a row of the table of predictions; it may have more than the table has columns."""
+    called = {label: decision for label, decision in prediction.decisions.items() if decision is not None}
+    decided: dict[str, Any] = {f"{label}{PRESENT}": int(decision) for label, decision in called.items()}
+    decided |= {MOST_PROBABLE: next((label for label, decision in called.items() if decision), None)}
     return {
         "record_id": prediction.record_id,
         "n_segments": n_segments,
         **prediction.probabilities,
+        **prediction.values,
         **decided,
         "duration_s": prediction.duration_s,
         "sampling_rate_hz": prediction.sampling_rate_hz,
@@ -243,122 +253,6 @@ def prediction_row(prediction: Prediction, n_segments: int) -> dict[str, Any]:
 def rejects_of(out: Path) -> Path:
     """Where the rejected of `out` are written: beside it, Parquet with Parquet and else CSV."""
     return out.with_suffix(".rejects.parquet" if out.suffix.lower() == ".parquet" else ".rejects.csv")
-
-
-class _Sink(Protocol):
-    def write(self, table: pl.DataFrame) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TableWriter:
-    """A Parquet or CSV table, row by row. Use as a context manager; without an error the file is whole at the end.
-
-    Numbers of a CSV have 9 significant digits; what is null or NaN is empty. Null for NaN in Parquet too.
-    """
-
-    def __init__(self, path: Path, columns: Mapping[str, Any], contract: str = "") -> None:
-        self.path = path
-        self._columns = dict(columns)
-        self._contract = contract
-        self._rows: list[Mapping[str, Any]] = []
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._sink: _Sink = (_Parquet if path.suffix.lower() == ".parquet" else _Csv)(self._partial, self._columns)
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """One more row, of all columns."""
-        self._rows.append(row)
-        if len(self._rows) >= ROWS_TOGETHER:
-            self._write()
-
-    def _write(self) -> None:
-        names = list(self._columns)
-        table = pl.DataFrame({name: [row[name] for row in self._rows] for name in names}, schema=self._columns)
-        table = table.with_columns(pl.selectors.float().fill_nan(None))
-        if self._contract:
-            check(table.drop(name for name in names if self._columns[name] == pl.Int8()), self._contract)
-        with naming(self.path):
-            self._sink.write(table)
-        self._rows.clear()
-
-    def __enter__(self) -> TableWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None and self._rows:
-                self._write()
-        finally:
-            with naming(self.path):
-                self._sink.close()
-            _keep(self._partial, self.path, kind is None)
-
-
-class _Parquet:
-    def __init__(self, path: Path, columns: Mapping[str, Any]) -> None:
-        import pyarrow.parquet  # type: ignore[import-untyped]
-
-        schema = pl.DataFrame(schema=dict(columns)).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-        self._writer: Any = pyarrow.parquet.ParquetWriter(path, schema, compression="zstd")
-        self._schema = schema
-
-    def write(self, table: pl.DataFrame) -> None:
-        self._writer.write_table(table.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._schema))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Csv:
-    def __init__(self, path: Path, columns: Mapping[str, Any]) -> None:
-        self._file: IO[str] = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed by `close`
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(columns)
-
-    def write(self, table: pl.DataFrame) -> None:
-        for row in table.iter_rows():
-            self._writer.writerow(["" if x is None else f"{x:.9g}" if isinstance(x, float) else x for x in row])
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class ArrayWriter:
-    """A .npy file, (row, width) float32, row by row; its head is written again when the rows are counted."""
-
-    def __init__(self, path: Path, width: int) -> None:
-        self.path = path
-        self._width, self._n_rows = width, 0
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._file = open(self._partial, "wb")  # noqa: SIM115 - closed by `__exit__`
-        self._file.write(self._head())
-
-    def _head(self) -> bytes:
-        """numpy leaves room in it for a first axis that grows."""
-        head = io.BytesIO()
-        described = {"descr": "<f4", "fortran_order": False, "shape": (self._n_rows, self._width)}
-        np.lib.format.write_array_header_1_0(head, described)
-        return head.getvalue()
-
-    def add(self, vector: np.ndarray) -> None:
-        """One more row, (width,)."""
-        with naming(self.path):
-            self._file.write(np.ascontiguousarray(vector, "<f4").tobytes())
-        self._n_rows += 1
-
-    def __enter__(self) -> ArrayWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with naming(self.path):
-            self._file.seek(0)
-            self._file.write(self._head())
-            self._file.close()
-        _keep(self._partial, self.path, kind is None)
 
 
 # ---- the parts
@@ -414,30 +308,3 @@ def _listed(model: Model, inputs: Sequence[Path], jobs: int) -> tuple[int, Itera
         return count_records(chosen), read_slices(chosen, model.preparation), Counter()
     found: Found = find_recordings(inputs)
     return len(found.recordings), prepare_files(found.recordings, model.preparation, jobs), found.others
-
-
-def _check_outs(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
-    """Before anything is asked: that the answers can be written.
-
-    Raises:
-        InputError: a suffix that is not known, a folder that is not there or cannot be written, a file twice.
-    """
-    if len(set(paths)) < len(paths):
-        raise InputError(f"--out and --segments must be two files, found {paths[0]} twice")
-    for path in paths:
-        if path.suffix.lower() not in suffixes:
-            expected = " or ".join(suffixes)
-            raise InputError(f"{path}: expected a file named {expected}, found {path.suffix or 'no suffix'}")
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            raise InputError(f"{path}: no folder {path.parent} to write into; make it first")
-        if path.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"{path}: cannot be written ({'a folder' if path.is_dir() else 'no permission'})")
-
-
-def _keep(partial: Path, path: Path, whole: bool) -> None:
-    if whole:
-        os.replace(partial, path)
-    else:
-        with suppress(FileNotFoundError):
-            partial.unlink()

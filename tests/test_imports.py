@@ -114,11 +114,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrain": {*TRAINING - {"label_space", "metrics", "calibration", "multiclass"}, "distributed"},
     "bench_training": {*TRAINING, "distributed", "pretrain"},
     "finetune": {*TRAINING, "supervised"},
-    "report_contents": {*TRAINING - {"training"}, "splits", "drawing", "html_report"},
+    "report_contents": {*TRAINING - {"training"}, "splits", "attribution", "drawing", "html_report"},
     "evaluate": {
         *TRAINING - {"training"},
         *("splits", "probe", "baselines", "subgroups", "assessment", "drawing", "expected"),
-        *("html_report", "report_contents"),
+        *("html_report", "report_contents", "confusion", "embedding_map"),
     },
     # answers about recordings that no pipeline has seen; recordings are found and prepared without torch
     "recordings": {*TABLES, "formats", "sources", "shards", "processes", "prepare"},
@@ -128,7 +128,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("checkpoints", "checkpoint_commands", "shards"),
     },
     "saliency_page": {"checkpoints", "inference"},
-    "predict_commands": {*TABLES, "files", "drawing", "recordings", "inference", "saliency_page"},
+    "answer_files": {*TABLES, "files"},
+    "predict_commands": {"answer_files", *TABLES, "files", "drawing", "recordings", "inference", "saliency_page"},
     "export": {*WORDS, "checkpoints", "export_texts", "inference", "model", "prepare", "shards", "synthetic_ecg"},
 }
 MAY_IMPORT_TORCH = {

@@ -22,14 +22,14 @@ from polars.testing import assert_frame_equal
 from training_data import TINY
 from typer.testing import CliRunner
 
-from ecgfm import checkpoints, predict_commands
+from ecgfm import checkpoints
+from ecgfm.answer_files import ROWS_TOGETHER, ArrayWriter, TableWriter
 from ecgfm.checkpoints import Meta
 from ecgfm.contracts import check, contract
 from ecgfm.drawing import draw_ecg
 from ecgfm.ecg import LEADS, REJECT_REASONS
 from ecgfm.inference import Prediction, load
 from ecgfm.model import Classifier, PretrainModel
-from ecgfm.predict_commands import ArrayWriter, TableWriter
 from flows.cli import app
 
 LABELS = ("fast", "high, in V1")
@@ -292,7 +292,7 @@ def test_a_mistake_gets_one_line(checkpoint: Path, folder: Path, tmp_path: Path)
         "found no suffix": ("embed", checkpoint, good, "--out", tmp_path / "vectors"),
         "expected a file named .png or .html": ("saliency", checkpoint, good, "--out", tmp_path / "p.jpg"),
         "no folder": ("predict", checkpoint, good, "--out", tmp_path / "nowhere/p.csv"),
-        "must be two files": ("predict", checkpoint, good, "--out", out, "--segments", out),
+        "two outputs cannot be one file": ("predict", checkpoint, good, "--out", out, "--segments", out),
         "no label 'slow'; its labels: fast, high, in V1": (
             "saliency", checkpoint, good, "--label", "slow", "--out", tmp_path / "p.png"),
         "did you mean 'fast'": ("saliency", checkpoint, good, "--label", "Fast", "--out", tmp_path / "p.png"),
@@ -370,9 +370,9 @@ def test_a_table_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
     with TableWriter(tmp_path / "t.csv", {"a": pl.Int64()}) as table:
-        for number in range(3 * predict_commands.ROWS_TOGETHER):
+        for number in range(3 * ROWS_TOGETHER):
             table.add({"a": number})
-            assert len(table._rows) < predict_commands.ROWS_TOGETHER
+            assert len(table._rows) < ROWS_TOGETHER
 
 
 def test_every_vendor_file_is_answered_or_has_a_reason(checkpoint: Path, shared: Path, tmp_path: Path) -> None:
