@@ -11,8 +11,9 @@ from markupsafe import Markup
 from ecgfm.assessment import Assessment
 from ecgfm.baselines import Shot
 from ecgfm.calibration import Calibration
-from ecgfm.drawing import Panel, Series, draw_panels
-from ecgfm.report_template import MACROS, svg_image
+from ecgfm.drawing import Panel, Series
+from ecgfm.report_pictures import panel_pictures
+from ecgfm.report_template import MACROS
 
 ALPHA = 0.05  # a corrected p below this is called a difference
 
@@ -29,7 +30,8 @@ SECTIONS = (
 <td>{{ number(average.micro) }}</td><td>{{ average.labels }}</td></tr>
 {%- endfor %}
 {%- if a.challenge %}
-<tr><td>Challenge 2021 score<small>{{ a.challenge.n_records | counted("record") }}{% if a.challenge.missing %}, without
+<tr class="stays"><td>Challenge 2021 score<small>{{ a.challenge.n_records | counted("record") }}{%
+if a.challenge.missing %}, without
 {{ a.challenge.missing | length }} of its classes{% endif %}</small></td><td>{{ number(a.challenge.score) }}</td>
 <td></td><td></td><td></td></tr>
 {%- endif %}
@@ -57,7 +59,8 @@ a finding is among these records.</p>
 
 <section>
 <h2>Calibration</h2>
-<figure>{{ reliability }}<figcaption>How often a finding is there, by the probability that the model gave it; bins of
+<figure>{{ reliability }}
+<figcaption>How often a finding is there, by the probability that the model gave it; bins of
 equally many records. On the grey line a probability means what it says.</figcaption></figure>
 <div class="wide"><table>
 <thead><tr><th>finding</th><th>records</th><th>present</th><th>Brier score</th><th>expected calibration error</th></tr>
@@ -94,7 +97,9 @@ the findings as another. A finding differs where its corrected p is below {{ alp
 <th>findings</th></tr></thead>
 <tbody>
 {%- for p in a.parts %}
-<tr><td>{{ p.by if loop.first or p.by != loop.previtem.by }}</td><td class="words">{{ p.name }}</td>
+<tr><td>
+{%- if loop.first or p.by != loop.previtem.by %}{{ p.by }}{% else %}<span class="again">{{ p.by }}</span>{% endif -%}
+</td><td class="words">{{ p.name }}</td>
 <td>{{ p.scores.n_records | count }}</td><td>{{ p.scores.n_patients | count }}</td>
 <td>{{ number(p.scores.macro_auroc) }}</td><td>{{ bar(p.scores.macro_auroc) }}</td>
 <td>{{ number(p.scores.macro_auprc) }}</td><td>{{ (p.scores.labels | length) - (p.scores.left_out | length) }}</td></tr>
@@ -155,7 +160,7 @@ def reliability_panels(calibrations: Sequence[Calibration]) -> list[Panel]:
 def _picture(panels: Sequence[Panel], description: str, inches: tuple[float, float] = (2.5, 2.5)) -> Markup:
     if not panels:
         return Markup("<p>No finding could be scored.</p>")
-    return svg_image(draw_panels(panels, panel_inches=inches), description)
+    return panel_pictures(panels, description, inches)
 
 
 def _tests(assessment: Assessment, models: Mapping[str, str]) -> list[dict[str, object]]:

@@ -328,7 +328,7 @@ def draw_panels(
 
 
 def draw_cloud(cloud: Cloud, inches: tuple[float, float] = (5.0, 5.2)) -> str:
-    """An SVG of points, their groups told apart by colour and shape, with a legend below that says how many each has."""
+    """An SVG of points, their groups told apart by colour and shape, with a legend below that counts each."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06), facecolor="white")
         axes = figure.subplots()

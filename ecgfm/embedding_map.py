@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.decomposition import PCA
 
+MAP_RECORDS = 2000  # points that a panel has room for
 MOST_GROUPS = 8
 OTHER, NONE = "other", "none of them"
 

@@ -18,10 +18,12 @@ from ecgfm import checkpoints, leakage
 from ecgfm.assessment import ScoredRecords, as_json, assess
 from ecgfm.baselines import Shot, few_shot, knn
 from ecgfm.config import EvaluateConfig
+from ecgfm.confusion import ConfusedPair, ConfusionMatrix, confused_pairs, confusion_matrix
 from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.data import Shards, pick_device
 from ecgfm.drawing import draw_panels
 from ecgfm.ecg import InputError
+from ecgfm.embedding_map import MAP_RECORDS, EmbeddingMap, embedding_map
 from ecgfm.expected import beside
 from ecgfm.html_report import DIFFERENCES, MODELS, Report, curve_panels, render
 from ecgfm.label_space import LabelSpace, read_label_space
@@ -112,8 +114,9 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         for k, label in enumerate(space.names)
     ]
     differences = [pair for pair in DIFFERENCES if set(pair) <= set(by_model)]
+    scored = _scored(inputs, test, space)
     assessment, areas = assess(
-        _scored(inputs, test, space),
+        scored,
         by_model,
         "finetuned",
         thresholds,
@@ -136,6 +139,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     choices = choose_records(predictions["test"], test.truth, says_normal(space), config.drawn_records)
     report = Report(
         cohort=read_cohort(inputs, splits),
+        counts=json.loads((inputs["splits"] / "cohort.json").read_bytes()),
         leak=leak.in_words(len(test.record_ids)) if leak else "",
         training_is_known=is_known,
         labels=space.names,
@@ -156,6 +160,8 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
             assessment.challenge.score if assessment.challenge else None,
             len(test.record_ids),
         ),
+        confusion=_confusion(test.truth, predictions["test"], thresholds, space),
+        embedding_map=_map(embeddings["pretrained"], scored, config.seed),
         dropped=space.dropped,
         pretraining=read_pretraining(inputs["pretrain"], pretrained),
         finetuning=read_finetuning(inputs["finetune"], finetuned),
@@ -165,7 +171,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         ],
     )
     _write_metrics(report, probes, out / "metrics.json")
-    (out / "report.html").write_text(render(report), encoding="utf-8")
+    (out / "report.html").write_text(render(report, {}), encoding="utf-8")
     (out / "summary.md").write_text(summary(report), encoding="utf-8")
     if panels := curve_panels(report, roc=True):
         (out / "roc.svg").write_text(draw_panels(panels, panel_inches=(2.5, 2.5)), encoding="utf-8")
@@ -258,6 +264,20 @@ def _checkpoint(path: Path | None, directory: Path, kind: checkpoints.Kind, shar
     if path is None:
         raise InputError(f"{directory}: holds no checkpoint to evaluate; train first")
     return checkpoint_for(path, kind, shards)
+
+
+def _confusion(
+    truth: np.ndarray, probabilities: np.ndarray, thresholds: Sequence[float], space: LabelSpace
+) -> list[ConfusedPair] | ConfusionMatrix:
+    """What of the test records is taken for what."""
+    if space.task == "multiclass":
+        return confusion_matrix(truth, probabilities, space.names)
+    return confused_pairs(truth, probabilities >= np.asarray(thresholds), space.names)
+
+
+def _map(embeddings: Mapping[str, np.ndarray], test: ScoredRecords, seed: int) -> EmbeddingMap | None:
+    origins = {name: test.records[name].fill_null("unknown").to_list() for name in ("source", "dataset")}
+    return embedding_map(embeddings, test.truth, test.labels, origins, MAP_RECORDS, seed)
 
 
 def _embedding_table(

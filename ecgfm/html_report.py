@@ -188,8 +188,7 @@ def render(report: Report, files: Mapping[str, tuple[str, str]]) -> str:
         script=Markup(SORT_SCRIPT),
         cost_mark=Markup(COST_MARK),
         files=files,
-        diagram=_diagrams(report)[0],
-        diagrams=_diagrams(report)[1:],
+        diagrams=_diagrams(report),
         models={key: name for key, name in MODELS.items() if key in scores},
         differences={" - ".join(pair): name for pair, name in DIFFERENCES.items() if set(pair) <= set(scores)},
         finetuned=scores["finetuned"],
@@ -341,6 +340,7 @@ def _diagrams(report: Report) -> list[Markup]:
         )
         for name, counts in named.items()
     ]
+
 
 def _findings(report: Report) -> list[dict[str, Any]]:
     rows = []

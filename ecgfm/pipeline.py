@@ -211,7 +211,7 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
             EVALUATE,
             {
                 "slices": [made.select("*") for made in slices],
-                "splits": split_table,
+                "splits": splits.select("splits.parquet", "cohort.json"),
                 "audit": audited.select("duplicates.parquet"),
                 "manifests": manifests.select("*"),
                 "pretrain": start,

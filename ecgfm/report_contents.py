@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from ecgfm import checkpoints
+from ecgfm.attribution import for_display, integrated_gradients
 from ecgfm.config import ModelConfig
 from ecgfm.contracts import read_table, read_tables
 from ecgfm.data import Shards, in_order, load, standardise
@@ -211,7 +212,8 @@ def draw(
     device: torch.device,
     space: LabelSpace,
 ) -> DrawnEcg:
-    """The first segments of a record, up to the 10 s of an ECG's paper, with what the model looks at."""
+    """The first segments of a record, up to the 10 s of an ECG's paper, with saliency: of an error the integrated
+    gradients of its label, lead by lead; of any other record, where the model looks."""
     record_id = test.record_ids[choice.row]
     seconds = shards.segment_samples / shards.sampling_rate_hz
     all_segments = test.segments.filter(pl.col("record_id") == record_id).sort("segment_index")
@@ -223,7 +225,18 @@ def draw(
         signal_mv.append(shard.signal_mv(int(row)))
         shard.close()
     (batch,) = load(shards, places[:, None], in_order(len(places), len(places)), device)
-    attention = saliency(model, standardise(batch, device)).flatten().cpu().numpy()
+    signal = standardise(batch, device)
+    if choice.kind == "wrong" and choice.label is not None:
+        found = [integrated_gradients(model, segment, choice.label) for segment in signal]
+        values = np.concatenate([one.values for one in found], axis=1)
+        salient = for_display(values, shards.sampling_rate_hz)  # one scale for all segments
+        shading = (
+            f"Shaded: the integrated gradients of the logit of {space.names[choice.label]}, lead by lead, which add up "
+            f"to it within {max(one.completeness_error for one in found):.2%}"
+        )
+    else:
+        salient = saliency(model, signal).flatten().cpu().numpy()
+        shading = "Shaded: attention, of all leads and findings together"
     total = segments.height * seconds
     drawn = drawn_seconds(total)
     why = "A typical normal record"
@@ -240,9 +253,9 @@ def draw(
         signal_mv=np.concatenate(signal_mv, axis=1),
         leads=shards.leads,
         sampling_rate_hz=shards.sampling_rate_hz,
-        saliency=attention,
+        saliency=salient,
         caption=(
             f"Record {record_id}: its first {drawn:g} s. The prediction is made from "
-            f"{all_segments.height} segment{'s' * (all_segments.height != 1)} of {seconds:g} s."
+            f"{all_segments.height} segment{'s' * (all_segments.height != 1)} of {seconds:g} s. {shading}."
         ),
     )

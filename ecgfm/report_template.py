@@ -1,4 +1,4 @@
-"""How the report looks: one HTML page without scripts, fonts or pictures from elsewhere.
+"""How the report looks: one HTML page without scripts, fonts or pictures from elsewhere. Its one script sorts tables.
 
 A module and not a data file, so that a change of it is a change of the code that the evaluation's key is made of.
 `html_report.render` fills it in.
@@ -34,6 +34,14 @@ thead th { color: var(--quiet); font-weight: 500; border-bottom: 1px solid var(-
 tbody tr + tr td { border-top: 1px solid var(--line); }
 tbody tr.macro td { border-top: 1px solid var(--ink); font-weight: 600; }
 thead tr.groups th { border-bottom: 0; text-align: left; color: var(--ink); font-weight: 600; }
+th button { all: unset; cursor: pointer; }
+th button::after { content: " \\2195"; opacity: .35; }
+th[aria-sort="ascending"] button::after { content: " \\2191"; opacity: 1; }
+th[aria-sort="descending"] button::after { content: " \\2193"; opacity: 1; }
+th button:hover { color: var(--ink); }
+th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.again { visibility: hidden; }
+.sorted .again { visibility: visible; }
 td small { display: block; color: var(--quiet); font-size: 12px; font-weight: 400; }
 .scale { display: flex; justify-content: space-between; }
 .scale, .bar { width: 140px; }
@@ -43,19 +51,19 @@ no-repeat; }
 .bar i { position: absolute; top: 6px; height: 2px; background: var(--accent); opacity: .55; }
 .bar b { position: absolute; top: 3px; width: 8px; height: 8px; margin-left: -4px; border-radius: 50%;
   background: var(--accent); }
-.flow { --gap: 36px; display: grid; grid-template-columns: 1fr 1fr; gap: 0 var(--gap); margin: 18px 0; max-width: 720px;
-  font-size: 14px; line-height: 1.45; }
-.box { border: 1px solid #aab4bd; border-radius: 4px; padding: 8px 14px; background: #fff; }
-.box strong { font-size: 16px; }
-.box ul { list-style: none; margin: 2px 0 0; padding: 0; color: var(--quiet); }
-.box.out { border-style: dashed; background: var(--soft); align-self: center; position: relative; margin: 8px 0; }
-.box.out::before { content: ""; position: absolute; right: calc(100% + 1px); top: 50%; width: calc(var(--gap) + 50%);
-  border-top: 1px solid #aab4bd; }
-.arms { grid-column: 1 / -1; display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; }
-.gap { position: relative; min-height: 30px; }
-.gap::before { content: ""; position: absolute; left: 50%; top: 0; bottom: 0; border-left: 1px solid #aab4bd; }
-.gap::after { content: ""; position: absolute; left: calc(50% - 4px); bottom: 0; border: 4.5px solid transparent;
-  border-top: 7px solid #7b8791; border-bottom: 0; }
+.panels { display: flex; flex-wrap: wrap; gap: 4px 0; }
+.panels img { width: 50%; }
+.panels .half { width: 25%; }
+.panels .half img { width: 100%; }
+.panels.clouds img { width: min(50%, 500px); }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: 13px; margin-bottom: 6px; }
+.legend svg { width: 30px; height: 8px; margin-right: 7px; }
+.matrix td { text-align: center; padding: 5px 9px; }
+.matrix tbody td:first-child { text-align: left; }
+details { margin: 12px 0; }
+summary { cursor: pointer; font-weight: 600; }
+details pre { background: var(--soft); border: 1px solid var(--line); padding: 12px 14px; font-size: 12px;
+  line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 14px 0 22px; }
 figure img { display: block; max-width: 100%; height: auto; }
 figure.ecg img { width: 100%; border: 1px solid var(--line); }
@@ -65,14 +73,18 @@ dl.config div { display: flex; justify-content: space-between; gap: 12px; break-
   border-bottom: 1px solid var(--line); padding: 2px 0; }
 dl.config dt { color: var(--quiet); overflow-wrap: anywhere; }
 dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
+.sign { display: inline-block; width: 1em; height: 1em; vertical-align: -.15em; border: 1px solid #bbb; }
+.sign.for { background: #0072b270; }
+.sign.against { background: #d55e0070; }
 .leak { border: 2px solid #b00020; color: #b00020; padding: 10px 16px; margin: 16px 0; }
 .caution { border-left: 3px solid var(--warm); padding: 4px 0 4px 16px; margin: 16px 0; }
 @media (max-width: 760px) {
   main { padding: 24px 18px 48px; }
   .lead { font-size: 16px; }
-  .flow { --gap: 18px; }
-  .arms { gap: 8px; }
-  .box { padding: 6px 10px; }
+  .panels img, .panels.clouds img { width: 100%; }
+  .panels .half { width: 50%; }
+  figure.ecg { overflow-x: auto; }
+  figure.ecg img { width: 860px; max-width: none; }
   table { font-size: 13px; }
   td small { font-size: 11px; }
   th, td { padding-right: 10px; }
@@ -83,13 +95,71 @@ dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
   main { max-width: none; padding: 0; }
   h2 { margin-top: 28px; }
   h2, h3 { break-after: avoid; }
-  figure, tr, .flow, .box { break-inside: avoid; }
+  .panels img, figure.ecg, tr { break-inside: avoid; }
+  .panels img { width: 50%; }
+  .panels .half { width: 25%; }
+  .panels .half img { width: 100%; }
+  figure.ecg img { width: 100%; }
+  th button::after { content: none; }
   .wide { overflow: visible; }
   table { font-size: 9pt; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   @page { margin: 15mm; }
 }
 """
+
+SORT_SCRIPT = """
+document.querySelectorAll("table").forEach(function (table) {
+  var body = table.tBodies[0], head = table.tHead;
+  if (!head || !body) return;
+  var rows = Array.from(body.rows), stay = rows.filter(function (row) { return row.matches(".macro, .stays"); });
+  var free = rows.filter(function (row) { return stay.indexOf(row) < 0; });
+  if (free.length < 4) return;
+  function shown(row, column) {  // without the small type: the interval, the share
+    var cell = row.cells[column];
+    return cell.dataset.sort || Array.from(cell.childNodes).filter(function (node) {
+      return node.nodeName !== "SMALL"; }).map(function (node) { return node.textContent; }).join("").trim();
+  }
+  function missing(text) { return text === "" || text === "\\u2013"; }
+  function number(text) {
+    var plain = text.replace(/[\\s,%<]/g, "").replace("\\u2212", "-");
+    return plain === "" ? NaN : Number(plain);
+  }
+  function sort(column, reverse) {
+    var values = new Map(free.map(function (row) { return [row, shown(row, column)]; }));
+    var there = free.filter(function (row) { return !missing(values.get(row)); });
+    var numeric = there.every(function (row) { return !isNaN(number(values.get(row))); });
+    there.sort(function (a, b) {
+      var first = values.get(reverse ? b : a), second = values.get(reverse ? a : b);
+      return numeric ? number(first) - number(second) : first.localeCompare(second, "en", {numeric: true});
+    });
+    there.concat(free.filter(function (row) { return missing(values.get(row)); }), stay).forEach(function (row) {
+      body.appendChild(row); });
+    table.classList.add("sorted");
+  }
+  var heads = Array.from(head.rows[head.rows.length - 1].cells);
+  heads.forEach(function (th, column) {
+    if (!th.textContent.trim() || th.querySelector(".scale")) return;
+    var button = document.createElement("button");
+    button.type = "button";
+    while (th.firstChild) button.appendChild(th.firstChild);
+    th.appendChild(button);
+    th.setAttribute("aria-sort", "none");
+    button.addEventListener("click", function () {
+      var reverse = th.getAttribute("aria-sort") === "ascending";
+      heads.forEach(function (other) { if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", "none"); });
+      th.setAttribute("aria-sort", reverse ? "descending" : "ascending");
+      sort(column, reverse);
+    });
+  });
+});
+"""
+"""Makes the head of every table with more than three rows a button that sorts by its column: numbers as numbers, what
+is missing last, a second click the other way. Rows of class `macro` or `stays` stay at the bottom; a cell's
+`data-sort` stands for its text. Without it the page says the same."""
+
+COST_MARK = "<!-- what it cost -->"
+"""Where a run puts what its stages cost (cost.py): a stage's own output holds no seconds."""
 
 MACROS = """\
 {%- macro number(estimate, sign=false) -%}
@@ -107,7 +177,7 @@ MACROS = """\
 {%- endif -%}
 {%- endmacro -%}
 {%- macro reasons(counts) -%}
-<ul>{% for why, n in counts.items() %}<li>{{ n | count }} {{ why | words }}</li>{% endfor %}</ul>
+{% for why, n in counts.items() %}{{ n | count }} {{ why | words }}{{ ", " if not loop.last }}{% endfor %}
 {%- endmacro -%}
 """
 
@@ -119,6 +189,8 @@ TEMPLATE = (
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>ECG model evaluation: {{ r.cohort.listed.keys() | join(", ") }}</title>
 <link rel="icon" href="data:,">
 <style>{{ style }}</style>
@@ -151,7 +223,7 @@ checked.</p>
 <td>{{ number(r.scores[key].macro_auprc) }}</td><td>{{ bar(r.scores[key].macro_auprc) }}</td></tr>
 {%- endfor %}
 {%- for key, name in differences.items() %}{% set d = r.scores[key] %}
-<tr><td>{{ name }}<small>paired difference</small></td>
+<tr class="stays"><td>{{ name }}<small>paired difference</small></td>
 <td>{{ number(d.macro_auroc, true) }}</td><td></td><td>{{ number(d.macro_auprc, true) }}</td><td></td></tr>
 {%- endfor %}
 </tbody></table></div>
@@ -164,25 +236,12 @@ checked.</p>
 
 <section>
 <h2>Records in and out</h2>
-<div class="flow">
-<div class="box"><strong>{{ n_listed | count }}</strong> listed
-<ul>{% for source, n in r.cohort.listed.items() %}<li>{{ n | count }} {{ source }}</li>{% endfor
-%}</ul></div><div></div>
-<div class="gap"></div>
-<div class="box out"><strong>{{ n_rejected | count }}</strong> rejected{{ reasons(r.cohort.rejected) }}</div>
-<div class="box"><strong>{{ n_prepared | count }}</strong> prepared</div><div></div>
-<div class="gap"></div>
-<div class="box out"><strong>{{ n_excluded | count }}</strong> left out of the splits
-{{- reasons(r.cohort.excluded) }}</div>
-<div class="box"><strong>{{ n_split | count }}</strong> in a split</div><div></div>
-<div class="gap"></div><div></div>
-<div class="arms">
-{%- for split, c in r.cohort.splits.items() %}
-<div class="box"><strong>{{ c.records | count }}</strong> {{ split }}
-<ul><li>{{ c.patients }}</li><li>{{ c.segments | counted("segment") }}</li></ul></div>
-{%- endfor %}
-</div>
-</div>
+<figure class="cohort">{{ diagrams[0] }}</figure>
+{%- if diagrams | length > 1 %}
+<details><summary>Source by source</summary>
+{%- for one in diagrams[1:] %}<figure class="cohort">{{ one }}</figure>{% endfor %}
+</details>
+{%- endif %}
 <div class="wide"><table>
 <thead><tr><th>Split</th><th>records</th><th>patients</th><th>segments</th><th>pairs for
 pretraining</th>
@@ -200,7 +259,9 @@ with
 its reason: {{ n_listed | count }} = {{ n_prepared | count }} + {{ n_rejected | count }};
 {{ n_prepared | count }} = {{ n_split | count }} + {{ n_excluded | count }}.
 {% if unlabelled %}{{ unlabelled | counted("record") }} in a split {{ "has" if unlabelled == 1 else "have" }} no
-published label: pretraining uses them, finetuning and this evaluation do not.{% endif %}</p>
+published label: pretraining uses them, finetuning and this evaluation do not.{% endif %}
+{% if n_rejected %}Rejected: {{ reasons(r.cohort.rejected) }}.{% endif %}
+{% if n_excluded %}Left out: {{ reasons(r.cohort.excluded) }}.{% endif %}</p>
 </section>
 
 <section>
@@ -239,7 +300,11 @@ behind them. {{ unknown_note }} {{ replicate_note }}</p>
 {%- endif %}
 </section>
 
+{{ published }}
+
 {{ assessment }}
+
+{{ exploration }}
 
 <section>
 <h2>ROC and precision&ndash;recall curves</h2>
@@ -263,11 +328,11 @@ the share of records with the finding.</figcaption></figure>
 
 {%- if ecgs %}
 <section>
-<h2>{{ ecgs | length | counted("ECG") | capitalize_first }} of the test split, with the model's attention</h2>
-<p class="note">Chosen by rule, not by hand. Blue shading is where the last layer of the finetuned model looks, for
-all leads
-and findings together, scaled within each segment: it shows attention, and is no proof of why a finding was called.
-Each lead
+<h2>{{ ecgs | length | counted("ECG") | capitalize_first }} of the test split, with saliency</h2>
+<p class="note">Chosen by rule, not by hand. An error is shaded lead by lead by the integrated gradients of the finding
+that it is about: <span class="sign for"></span> speaks for the finding, <span class="sign against"></span> against it.
+Every other ECG has the attention of the finetuned model's last layer, <span class="sign for"></span>, for all leads and
+findings together, scaled within each segment: where it looks, which is no proof of why a finding was called. Each lead
 is drawn about its median.</p>
 {%- for ecg in ecgs %}
 <h3>{{ ecg.why }}</h3>
@@ -305,6 +370,19 @@ chosen by macro AUPRC on the valid split
 ({% for name, c in probes %}{{ name }}: C = {{ c }}{{ "; " if not loop.last }}{% endfor %}).</p>
 </section>
 
+{{ cost_mark }}
+
+{%- if files %}
+<section>
+<h2>Cards</h2>
+<p class="note">Made from the facts of this evaluation and of its inputs; they lie beside this page.</p>
+{%- for name, (title, content) in files.items() %}
+<details><summary>{{ title }} ({{ name }})</summary>
+<pre>{{ content }}</pre></details>
+{%- endfor %}
+</section>
+{%- endif %}
+
 <section>
 <h2>Findings left out</h2>
 {%- if r.dropped %}
@@ -341,6 +419,7 @@ segment alone (marked in the table).</li>
 </ul>
 </section>
 </main>
+<script>{{ script }}</script>
 </body>
 </html>
 """

@@ -14,8 +14,10 @@ import pytest
 from ecgfm.assessment import ScoredRecords, assess
 from ecgfm.baselines import few_shot
 from ecgfm.config import Published
+from ecgfm.confusion import confused_pairs
 from ecgfm.contracts import empty_table
 from ecgfm.ecg import LEADS
+from ecgfm.embedding_map import embedding_map
 from ecgfm.expected import beside
 from ecgfm.html_report import (
     DIFFERENCES,
@@ -25,9 +27,9 @@ from ecgfm.html_report import (
     Report,
     SplitCounts,
     Training,
-    render,
     training_panels,
 )
+from ecgfm.html_report import render as render_with_files
 from ecgfm.metrics import best_f1_threshold, compare, operating_point
 
 LABELS = ["atrial fibrillation", "<b>pacing</b> & rhythm", "sinus rhythm"]
@@ -37,7 +39,21 @@ PUBLISHED = [
     Published("challenge_score", 0.58, "The winner", "Challenge 2021"),
     Published("auroc", 0.99, "Theirs", "Journal 3", label="atrial flutter"),
 ]
+PEOPLE = {"records": 100, "patients": 80, "unknown_patients": 0}
+FLOW = {
+    "listed": 1207,
+    "rejected": {"truncated": 3, "unreadable_header": 2},
+    "prepared": {"records": 1202, "patients": 960, "unknown_patients": 0},
+    "with_copies": 0,
+    "excluded": {"constant_lead": 2},
+    "splits": {"train": {**PEOPLE, "records": 1000}, "valid": PEOPLE, "test": PEOPLE},
+}
+FILES = {"model_card.md": ("Model card", "# A <model>\n"), "data_card.json": ("Data card", "{}\n")}
 VOID = {"meta", "link", "br", "img", "hr"}
+
+
+def render(report: Report) -> str:
+    return render_with_files(report, FILES)
 
 
 class Page(HTMLParser):
@@ -63,7 +79,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "title"):
+        if self.open and self.open[-1] not in ("style", "title", "script"):
             self.words.append(data)
 
     @property
@@ -127,6 +143,7 @@ def report(n: int = 80, seed: int = 0) -> Report:
                 "test": SplitCounts(100, n // 2, 0, 200, None, n, 2 * n),
             },
         ),
+        counts={"total": FLOW, "sources": {"synthetic": FLOW}},
         leak="",
         training_is_known=True,
         labels=LABELS,
@@ -142,6 +159,10 @@ def report(n: int = 80, seed: int = 0) -> Report:
         assessment=assessment,
         shots=shots,
         published=beside(PUBLISHED, scores, None, len(truth)),
+        confusion=confused_pairs(truth, predictions["finetuned"] >= 0.5, LABELS),
+        embedding_map=embedding_map(
+            dict.fromkeys(("train", "test"), embeddings), truth, LABELS, {"source": ["synthetic"] * n}, 100, 0
+        ),
         dropped={"atrial flutter": "no positive record in valid"},
         pretraining=training,
         finetuning=replace(training, name="Finetuning"),
@@ -176,20 +197,22 @@ def test_published_numbers_stand_beside_ours() -> None:
 def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere() -> None:
     html = render(report())
     page = Page(html)
-    assert page.seen.count("img") == 7  # ROC, PR, reliability, few shots, two trainings, one ECG
-    assert len(page.loads) == 8
+    # the cohort; of ROC, PR and reliability two pictures each; few shots, two trainings, two maps; one ECG
+    assert page.seen.count("img") == 1 + 3 * 2 + 1 + 2 + 2 + 1
+    assert len(page.loads) == page.seen.count("img") + 1
     assert all(load.startswith("data:") for load in page.loads)
-    assert "script" not in page.seen
-    assert not re.search(r"url\(|@import", html)
+    assert page.seen.count("script") == 1  # sorts tables
+    assert "default-src 'none'" in html  # and the browser sees to it that it does no more
+    assert not re.search(r"url\(|@import|fetch|XMLHttp|import\(", html)
 
 
 def test_pictures_inside_load_nothing_either() -> None:
     svgs = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', render(report()))
-    assert len(svgs) == 6
+    assert len(svgs) == 12
     for encoded in svgs:
         svg = base64.b64decode(encoded).decode()
         links = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', svg)
-        assert links
+        assert links or "from the listed records" in svg
         assert all((plain or url).startswith("#") for plain, url in links)
         assert "DejaVu" not in svg
 
@@ -219,8 +242,8 @@ def test_every_finding_has_its_numbers() -> None:
 
 def test_the_cohort_adds_up_on_the_page() -> None:
     text = Page(render(report())).text
-    assert "1,207 listed" in text
-    assert "5 rejected 3 truncated 2 unreadable header" in text
+    assert "Rejected: 3 truncated, 2 unreadable header." in text
+    assert "Left out: 2 constant lead." in text
     assert "1,207 = 1,202 + 5; 1,202 = 1,200 + 2" in text
     assert "120 records in a split have no published label" in text
     assert "atrial flutter no positive record in valid" in text

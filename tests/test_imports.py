@@ -124,7 +124,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recordings": {*TABLES, "formats", "sources", "shards", "processes", "prepare"},
     "attribution": {"model"},
     "inference": {
-        *(*WORDS, "metrics", "prepare", "recordings", "data", "model", "predict", "attribution"),
+        *(*WORDS, "metrics", "multiclass", "prepare", "recordings", "data", "model", "predict", "attribution"),
         *("checkpoints", "checkpoint_commands", "shards"),
     },
     "saliency_page": {"checkpoints", "inference"},

@@ -1,0 +1,48 @@
+"""Small plots as the report's pages hold them: below one legend, in pictures of two plots that stand side by side as
+far as the page is wide, so that their words stay readable on a narrow one and in print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from ecgfm.drawing import Cloud, Panel, draw_cloud, draw_panels, line_look, line_names
+from ecgfm.report_template import svg_image
+
+_A_PICTURE = 2  # plots
+
+
+def panel_pictures(panels: Sequence[Panel], description: str, inches: tuple[float, float] = (2.5, 2.5)) -> Markup:
+    """Some panels below one legend. description: in words, of all of them; inches: of each"""
+    names = line_names(panels)
+    pictures = []
+    for first in range(0, len(panels), _A_PICTURE):
+        some = panels[first : first + _A_PICTURE]
+        titles = " and ".join(panel.title.partition("\n")[0] for panel in some)
+        image = svg_image(draw_panels(some, _A_PICTURE, inches, names), f"{description}: {titles}")
+        pictures.append(Markup('<div class="half">{}</div>').format(image) if len(some) < _A_PICTURE else image)
+    return _legend(names) + Markup('<div class="panels">{}</div>').format(Markup("").join(pictures))
+
+
+def cloud_pictures(clouds: Sequence[Cloud]) -> Markup:
+    """Some clouds side by side, each with its own legend."""
+    images = Markup("").join(svg_image(draw_cloud(cloud), cloud.title) for cloud in clouds)
+    return Markup('<div class="panels clouds">{}</div>').format(images)
+
+
+def _legend(names: Sequence[str]) -> Markup:
+    """The lines with their names; nothing where there is one line, which the caption names."""
+    if len(names) < 2:
+        return Markup("")
+    entries = []
+    for number, name in enumerate(names):
+        colour, dashes = line_look(number)
+        line = Markup('<line x1="0" y1="4" x2="30" y2="4" stroke="{}" stroke-width="2" stroke-dasharray="{}"></line>')
+        entries.append(
+            Markup('<span><svg viewBox="0 0 30 8" aria-hidden="true">{}</svg>{}</span>').format(
+                line.format(colour, dashes), name
+            )
+        )
+    return Markup('<div class="legend">{}</div>').format(Markup("").join(entries))
