@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ecgfm import checkpoints
 from ecgfm.checkpoints import Aggregation, Checkpoint, Kind
-from ecgfm.config import departures_in_words, to_dict
+from ecgfm.config import Task, departures_in_words, to_dict
 from ecgfm.ecg import InputError
 from ecgfm.files import content_at, sha256_of
 from ecgfm.label_space import read_label_space
@@ -28,6 +28,11 @@ BUILT_IN_LABELS = {"mimic_iv_ecg": MIMIC_IV_ECG_LABELS}
 """The published label sets whose order is known: name -> label -> aggregation."""
 
 _AGGREGATIONS: dict[str, Aggregation] = {"mean": "mean", "max": "max"}
+_TASKS: dict[Task, str] = {
+    "multilabel": "multilabel: each label is present or absent by itself",
+    "multiclass": "multiclass: of the labels exactly one is present, the most probable",
+    "regression": "regression: each label is a number, the mean of the segments' numbers",
+}
 _HEADS_FIELDS = ("n_codebooks", "codebook_entries", "codebook_width", "contrast_width")
 _PARTS = {
     "feature_extractor": "feature extractor",
@@ -82,6 +87,9 @@ def facts(path: Path, n_heads: int | None = None) -> dict[str, Any]:
         "standardisation": meta.standardisation,
         "n_logits": len(found.state["proj.bias"]) if found.kind == "finetuned" else 0,
         "labels": list(meta.labels),
+        "task": meta.task,
+        "units": dict(meta.units),
+        "scaling": {label: list(both) for label, both in meta.scaling.items()},
         "aggregation": dict(meta.aggregation),
         "temperature": dict(meta.temperature),
         "thresholds": dict(meta.thresholds),
@@ -176,6 +184,8 @@ def convert(
     chosen_thresholds = dict(found.meta.thresholds) | {
         label: _probability(value, f"--threshold {label}={value}") for label, value in _by_label(thresholds, names)
     }
+    if thresholds and found.meta.task != "multilabel":
+        raise InputError(f"--threshold: labels of task {found.meta.task!r} have none; leave it away")
     progress = {} if chosen.is_dir() else {"converted_from_sha256": sha256_of(chosen)}
     meta = dataclasses.replace(
         found.meta, labels=names, aggregation=chosen_aggregation, thresholds=chosen_thresholds, progress=progress
@@ -302,7 +312,13 @@ def _label_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not labels:
         return [("labels", f"{found['n_logits']}, not named in the file: 'ecgfm checkpoint convert' names them")]
     width = max(map(len, labels))
-    rows = []
+    rows = [("task", _TASKS[found["task"]])]
+    if found["task"] == "regression":
+        for number, label in enumerate(labels):
+            mean, deviation = found["scaling"][label]
+            text = f"{label:{width}}  {mean:.4g} ± {deviation:.4g} {found['units'].get(label, '')}".rstrip()
+            rows.append((f"{len(labels)} labels" if number == 0 else "", f"{text} where it was trained on"))
+        return rows
     for number, label in enumerate(labels):
         how = f"{aggregation.get(label, 'mean'):4} over segments"
         call = f", called from {thresholds[label]:.3f}" if label in thresholds else ""

@@ -1,4 +1,4 @@
-"""A checkpoint that answers: probabilities, embeddings and saliency of recordings that no pipeline has seen.
+"""A checkpoint that answers: probabilities or numbers, embeddings and saliency of recordings that no pipeline has seen.
 
     model = ecgfm.load("ecgfm-data/runs/ptb-xl/latest/finetune")
     prediction = model.predict("ecg.dcm")
@@ -34,7 +34,8 @@ from ecgfm.data import Batch, pick_device, standardise, too_large
 from ecgfm.ecg import LEADS, Digital, EcgRecord, InputError, Rejected
 from ecgfm.metrics import aggregate
 from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
-from ecgfm.predict import calibrated, sigmoid
+from ecgfm.multiclass import most_probable, softmax
+from ecgfm.predict import calibrated, sigmoid, unscaled
 from ecgfm.predict import saliency as attention_saliency
 from ecgfm.prepare import PreparedRecord
 from ecgfm.recordings import Prepared, Refused, file_record, prepare
@@ -59,11 +60,14 @@ class Prediction:
 
     record_id: the file's name, or as it was given
     probabilities: label -> that it is present, from the segments' as the checkpoint says: their mean or maximum,
-        calibrated by the label's temperature where it has one
+        calibrated by the label's temperature where it has one; empty where the labels are numbers (`Meta.task`)
     decisions: label -> whether the probability is at or above the threshold that was chosen on the valid split; None
-        where the checkpoint has none for it
+        where the checkpoint has none for it. Of labels that exclude each other, True of the most probable one alone;
+        empty where the labels are numbers
+    values: label -> its number, in the unit trained on (`Meta.units`): the mean of the segments'; empty where the
+        labels are no numbers
     segments: a row per segment: `segment_index`, `start_s`, and each label's probability, at the same temperature: of
-        a label with one, a record's is the mean of the uncalibrated ones, calibrated
+        a label with one, a record's is the mean of the uncalibrated ones, calibrated; or its number
     missing_leads: leads of the model that the recording lacks, which are 0 for it, as a masked lead is
     invalid_leads, constant_leads: leads with invalid samples (0 for the model) and those that do not vary
     quality: `worst_<name>` of each of `QUALITY`, NaN where no lead can tell, and `suspected_reversal`; see quality.py
@@ -74,6 +78,7 @@ class Prediction:
     record_id: str
     probabilities: dict[str, float]
     decisions: dict[str, bool | None]
+    values: dict[str, float]
     segments: pl.DataFrame
     missing_leads: tuple[str, ...]
     invalid_leads: tuple[str, ...]
@@ -99,16 +104,18 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Saliency:
-    """What the model looked at, or what made a label's logit.
+    """What the model looked at, or what made a label's logit, or its number.
 
     method: `attention` (of no label; alike in all leads, for frames are made of all of them together) or `gradient`
         (integrated gradients of the label's logit, lead by lead)
-    label, probability: None with `attention`; the probability is the record's
+    label, probability, value: None with `attention`; the probability, or where labels are numbers the value, is the
+        record's; unit: of the value
     signal_mv: (segment, lead, time), millivolt, as the model saw it; NaN where invalid
-    values: (segment, lead, time) float32. `attention`: 0 to 1 in each segment. `gradient`: logits, see attribution.py
+    values: (segment, lead, time) float32. `attention`: 0 to 1 in each segment. `gradient`: logits, see attribution.py;
+        of a number, in its unit
     shown: the same from -1 to 1, for display, averaged over `display_s` with `gradient`
-    logits: (segment,) of the label, and baseline_logit of a segment of zeros; NaN with `attention`
-    probabilities: (segment,) likewise
+    logits: (segment,) of the label, and baseline_logit of a segment of zeros; NaN with `attention`; of a number, itself
+    probabilities: (segment,) likewise; NaN of a number
     completeness_error: the largest of any segment, see attribution.py; NaN with `attention`
     """
 
@@ -126,7 +133,16 @@ class Saliency:
     probabilities: np.ndarray
     completeness_error: float
     remarks: tuple[str, ...]
+    value: float | None = None
+    unit: str = ""
     display_s: float = DISPLAY_S
+
+    @property
+    def answer(self) -> str:
+        """The record's probability or number of the label, in words; "" without a label."""
+        if self.value is not None:
+            return f"{self.value:.4g} {self.unit}".strip()
+        return "" if self.probability is None else f"probability {self.probability:.3f}"
 
 
 def load(path: str | PathLike[str], device: str = "auto", precision: Precision = "fp32") -> Model:
@@ -216,7 +232,7 @@ class Model:
     # ---- asking
 
     def predict(self, recording: Source) -> Prediction:
-        """The probabilities of one recording.
+        """The probabilities, or the numbers, of one recording.
 
         Raises:
             Rejected: it cannot be used, with the reason; `too_short` where it has not one whole segment.
@@ -250,7 +266,7 @@ class Model:
     def saliency(self, recording: Source, label: str | None = None, method: Method = "attention") -> Saliency:
         """What the model looked at (`attention`), or which samples made a label's logit (`gradient`).
 
-        label: for `gradient`; the most probable one where none is given
+        label: for `gradient`; where none is given, the most probable one, or of numbers the first
 
         Raises:
             Rejected, InputError: as `predict`; a label that the model does not have; `gradient` of an encoder.
@@ -309,21 +325,23 @@ class Model:
     def prediction(self, outputs: Outputs) -> Prediction:
         """The answer that some outputs mean."""
         assert outputs.logits is not None
-        one, raw = outputs.recording, sigmoid(outputs.logits)
+        one, task = outputs.recording, self.meta.task
+        of_segments = self._of_segments(outputs.logits)
         how = [self.meta.aggregation.get(label, "mean") for label in self.labels]
-        _, of_record, _ = aggregate([one.record_id] * len(raw), raw, how)
-        of_record, of_segments = (calibrated(p, self.labels, self.meta.temperature) for p in (of_record, raw))
-        probabilities = dict(zip(self.labels, of_record[0].tolist(), strict=True))
+        _, of_record, _ = aggregate([one.record_id] * len(of_segments), of_segments, how)
+        if task != "regression":
+            of_record, of_segments = (
+                calibrated(p, self.labels, self.meta.temperature, task) for p in (of_record, of_segments)
+            )
+        answers = dict(zip(self.labels, of_record[0].tolist(), strict=True))
         facts = one.prepared.facts
         starts = np.arange(len(of_segments)) * (one.prepared.segments.shape[2] / self.meta.sampling_rate_hz)
         head = pl.DataFrame({"segment_index": np.arange(len(of_segments)), "start_s": starts})
         return Prediction(
             record_id=one.record_id,
-            probabilities=probabilities,
-            decisions={
-                label: p >= self.meta.thresholds[label] if label in self.meta.thresholds else None
-                for label, p in probabilities.items()
-            },
+            probabilities={} if task == "regression" else answers,
+            decisions=self._decisions(answers),
+            values=answers if task == "regression" else {},
             segments=head.hstack([pl.Series(label, of_segments[:, k]) for k, label in enumerate(self.labels)]),
             missing_leads=one.missing_leads,
             invalid_leads=tuple(lead for lead in facts["invalid_leads"] if lead not in one.missing_leads),
@@ -340,6 +358,22 @@ class Model:
         return Embedding(outputs.recording.record_id, outputs.embeddings, of_record)
 
     # ---- within
+
+    def _of_segments(self, logits: np.ndarray) -> np.ndarray:
+        """(segment, label) float64: uncalibrated probabilities, or numbers in their units."""
+        if self.meta.task == "regression":
+            return unscaled(logits, self.meta.scale)
+        return softmax(logits) if self.meta.task == "multiclass" else sigmoid(logits)
+
+    def _decisions(self, answers: Mapping[str, float]) -> dict[str, bool | None]:
+        """What is called present, of a record's probabilities."""
+        if self.meta.task == "regression":
+            return {}
+        if self.meta.task == "multiclass":
+            called = most_probable(np.array([list(answers.values())]))[0]
+            return dict(zip(answers, called.tolist(), strict=True))
+        thresholds = self.meta.thresholds
+        return {label: p >= thresholds[label] if label in thresholds else None for label, p in answers.items()}
 
     def _prepare(self, source: Source) -> Prepared | Refused:
         facts = None
@@ -416,14 +450,18 @@ class Model:
         segments = [(segment, one.prepared) for segment in one.prepared.segments]
         signal = standardise(_batch(segments), self.device)
         nothing = np.full(len(segments), np.nan)
-        probability, logits, probabilities, baseline_logit, error = None, nothing, nothing, math.nan, math.nan
+        probability: float | None = None
+        value: float | None = None
+        logits, probabilities, baseline_logit, error = nothing, nothing, math.nan, math.nan
         if isinstance(self._network, Classifier) and self.labels:
             (outputs,) = self.outputs([one])
             assert isinstance(outputs, Outputs)
             prediction = self.prediction(outputs)
             if label is None and method == "gradient":
-                label = max(prediction.probabilities, key=lambda name: prediction.probabilities[name])
-            if label is not None:
+                label = max(self.labels, key=lambda name: prediction.probabilities.get(name, 0.0))
+            if label is not None and label in prediction.values:
+                value = prediction.values[label]
+            elif label is not None:
                 probability = prediction.probabilities[label]
                 probabilities = prediction.segments[label].to_numpy()
         if method == "attention":
@@ -437,11 +475,16 @@ class Model:
             values = np.stack([each.values for each in found])
             logits, baseline_logit = np.array([each.logit for each in found]), found[0].baseline_logit
             error = max(each.completeness_error for each in found)
+            if value is not None:  # the output's share in the number
+                mean, deviation = self.meta.scaling[label]
+                values = (values * deviation).astype(np.float32)
+                logits, baseline_logit = logits * deviation + mean, baseline_logit * deviation + mean
             as_one = for_display(np.concatenate(values, axis=1), self.meta.sampling_rate_hz)  # one scale for all
             shown = as_one.reshape(len(self.meta.leads), len(segments), -1).swapaxes(0, 1)
         return Saliency(
             one.record_id, method, label, probability, self.meta.leads, self.meta.sampling_rate_hz,
             _signal_mv(one.prepared), values, shown, logits, baseline_logit, probabilities, error, one.remarks,
+            value, self.meta.units.get(label or "", "") if value is not None else "",
         )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ figure { margin: 0; break-inside: avoid; }
 <body>
 <h1>{{ found.record_id }}</h1>
 {% if found.label is not none -%}
-<p class="answer"><b>{{ found.label }}</b>: probability {{ "%.3f"|format(found.probability) }}
+<p class="answer"><b>{{ found.label }}</b>: {{ found.answer }}
 {%- if threshold is not none %}, {{ "present" if found.probability >= threshold else "absent" }} at the model's
 threshold of {{ "%.3f"|format(threshold) }}{% endif %}.
 {%- if n > 1 %} The {{ "highest" if aggregation == "max" else "mean" }} of {{ n }} segments of
@@ -47,11 +47,14 @@ threshold of {{ "%.3f"|format(threshold) }}{% endif %}.
 {% endfor -%}
 <h2>How to read it</h2>
 {% if found.method == "gradient" -%}
-<p><span class="sign" style="background: #0072b270"></span> speaks for {{ found.label }},
-<span class="sign" style="background: #d55e0070"></span> against it; the darker, the more. Each lead has its own
-shading: integrated gradients of the label's logit, from a baseline of nothing but each lead's mean, averaged over
+<p><span class="sign" style="background: #0072b270"></span>
+{{ "speaks for" if found.value is none else "raises" }} {{ found.label }},
+<span class="sign" style="background: #d55e0070"></span>
+{{ "against it" if found.value is none else "lowers it" }}; the darker, the more. Each lead has its own
+shading: integrated gradients of {{ "the label's logit" if found.value is none else "the number" }}, from a baseline of
+nothing but each lead's mean, averaged over
 {{ "%g"|format(display_ms) }} ms. One scale for all leads and segments; its strongest hundredth is cut.</p>
-<p>Before averaging and cutting, a segment's values add up to its logit less the baseline's
+<p>Before averaging and cutting, a segment's values add up to its {{ what }} less the baseline's
 ({{ "%.3f"|format(found.baseline_logit) }}), here to within {{ "%.2g"|format(100 * found.completeness_error) }} %.</p>
 <p>It says what this model's number depends on, not what is wrong with the heart, nor whether the model is right.</p>
 {%- else -%}
@@ -63,8 +66,9 @@ arXiv 1902.10186). The method <i>gradient</i> is of one label and lead by lead.<
 {%- endif %}
 {% for segment in segments -%}
 <h2>From {{ "%g"|format(segment.start) }} to {{ "%g"|format(segment.start + seconds) }} s
-{%- if segment.probability is not none %}: probability {{ "%.3f"|format(segment.probability) }}
-{%- if segment.logit is not none %}, logit {{ "%.3f"|format(segment.logit) }}{% endif %}{% endif %}</h2>
+{%- if segment.probability is not none %}: probability {{ "%.3f"|format(segment.probability) }}{% endif %}
+{%- if segment.logit is not none %}{{ ", " if segment.probability is not none else ": " }}{{ what }}
+{{ "%.3f"|format(segment.logit) }}{% endif %}</h2>
 <figure>
 <img alt="The ECG from {{ "%g"|format(segment.start) }} s, shaded" src="data:image/png;base64,{{ segment.png }}">
 </figure>
@@ -80,7 +84,7 @@ def page(found: Saliency, meta: Meta, pictures: Sequence[tuple[int, bytes]]) -> 
     segments = [
         {
             "start": index * seconds,
-            "probability": float(found.probabilities[index]) if found.label is not None else None,
+            "probability": float(found.probabilities[index]) if found.probability is not None else None,
             "logit": float(found.logits[index]) if found.method == "gradient" else None,
             "png": base64.b64encode(png).decode(),
         }
@@ -89,6 +93,7 @@ def page(found: Saliency, meta: Meta, pictures: Sequence[tuple[int, bytes]]) -> 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_TEMPLATE).render(
         found=found,
+        what="logit" if found.value is None else "number",
         n=len(found.signal_mv),
         seconds=seconds,
         segments=segments,

@@ -54,7 +54,7 @@ def predict(
     jobs: Jobs = 0,
     debug: Debug = False,
 ) -> None:
-    """Predict: a row per recording, a named column per label, decisions at the checkpoint's thresholds.
+    """Predict: a row per recording, a named column per label with its probability, or its number, and decisions.
 
     What cannot be used is in FILE.rejects beside the table, with the reason: listed = predicted + rejected.
 
@@ -112,7 +112,10 @@ def saliency(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A picture, .png, or a page, .html.")],
     label: Annotated[
-        str | None, typer.Option("--label", metavar="LABEL", help="The label asked about. [default: the most probable]")
+        str | None,
+        typer.Option(
+            "--label", metavar="LABEL", help="The label asked about. [default: the most probable, or the first number]"
+        ),
     ] = None,
     method: Annotated[
         Literal["attention", "gradient"],
@@ -142,12 +145,13 @@ def saliency(
         model = inference.load(checkpoint, device)
         found = predict_commands.draw_saliency(model, file, out, label, method, segment)
         if found.label is not None:
-            typer.echo(f"{found.label}: probability {found.probability:.3f}")
+            typer.echo(f"{found.label}: {found.answer}")
         for remark in found.remarks:
             typer.echo(remark)
         if method == "gradient":
             typer.echo(
-                f"the shading adds up to the logit's difference to within {100 * found.completeness_error:.2g} %"
+                f"the shading adds up to the {'logit' if found.value is None else 'number'}'s difference to within "
+                f"{100 * found.completeness_error:.2g} %"
             )
         typer.echo(f"drawn: {out}")
 
