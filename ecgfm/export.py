@@ -28,13 +28,20 @@ from torch.nn.utils import parametrize
 
 from ecgfm import checkpoints, inference
 from ecgfm.checkpoints import Checkpoint
-from ecgfm.config import PrepareConfig, to_dict
+from ecgfm.config import PrepareConfig, Task, to_dict
 from ecgfm.ecg import INVALID, Digital, EcgRecord, InputError
 from ecgfm.export_texts import LICENCE, STANDARDISATION, STEPS, example, model_card, steps
 from ecgfm.model import Classifier, Encoder, n_frames, pool_nonzero_mean
 from ecgfm.prepare import prepare_record
 from ecgfm.shards import standardisation
 from ecgfm.synthetic_ecg import recordings
+
+_PROBLEM_TYPES: dict[Task, str] = {
+    "multilabel": "multi_label_classification",
+    "multiclass": "single_label_classification",
+    "regression": "regression",
+}
+"""A task in the words of Hugging Face's configurations."""
 
 BOUND = 1e-4
 """The largest difference from the checkpoint's own logits and embeddings. float32 in another order makes about 1e-6."""
@@ -56,7 +63,8 @@ class Exported:
     """What was written.
 
     bytes: file -> its size
-    differences: `logits` (not of an encoder) and `embedding` -> the largest difference from the checkpoint's
+    differences: `logits` or `scaled_values` (not of an encoder) and `embedding` -> the largest difference from the
+        checkpoint's
     compared: the segments that were compared, in words
     """
 
@@ -91,8 +99,9 @@ def export(
 ) -> Exported:
     """Write a checkpoint into the new folder `to`, all of it or nothing.
 
-    Of a finetuned checkpoint the classifier, which gives logits and embedding; of a pretrained one the encoder, which
-    gives the embedding, the non-zero mean of its frames. Input: (segment, lead, time) float32, standardised.
+    Of a finetuned checkpoint the classifier, which gives logits (of numbers: scaled values) and embedding; of a
+    pretrained one the encoder, which gives the embedding, the non-zero mean of its frames. Input: (segment, lead, time)
+    float32, standardised.
     `huggingface` keeps all weights; its folder is a checkpoint of ours as well.
 
     checkpoint: as of `inference.load`
@@ -151,9 +160,8 @@ def describe(found: Checkpoint, batch: int | None) -> dict[str, Any]:
     values = to_dict(meta)
     outputs = {"embedding": f"(segment, {width}) float32: the non-zero mean of the encoder's frames"}
     if found.kind == "finetuned":
-        outputs = {
-            "logits": f"(segment, {len(meta.labels)}) float32: of each label, in the order of `labels`"
-        } | outputs
+        name = "scaled_values" if meta.task == "regression" else "logits"
+        outputs = {name: f"(segment, {len(meta.labels)}) float32: of each label, in the order of `labels`"} | outputs
     number = "any number of segments, of any length" if batch is None else f"{batch} segments"
     written = ("model", "versions", "files", "progress", "standardisation")
     return {
@@ -164,7 +172,7 @@ def describe(found: Checkpoint, batch: int | None) -> dict[str, Any]:
         "outputs": outputs,
         "units": "millivolt, before standardisation",
         "standardisation": STANDARDISATION,
-        "steps": [*steps(meta.departures), *STEPS[found.kind]],
+        "steps": [*steps(meta.departures), *STEPS[meta.task if found.kind == "finetuned" else "pretrained"]],
         "digest": f"sha256:{checkpoints.digest(found.state)}",
         "licence": LICENCE,
     }
@@ -332,7 +340,7 @@ def _write_huggingface(
     checkpoints.write(out, found.state, None, found.meta)
     labels = found.meta.labels
     of_labels = {
-        "problem_type": "multi_label_classification",
+        "problem_type": _PROBLEM_TYPES[found.meta.task],
         "num_labels": len(labels),
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},

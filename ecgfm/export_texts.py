@@ -28,7 +28,7 @@ _PREPARATION = (
 )
 
 STEPS = {
-    "finetuned": (
+    "multilabel": (
         "ask the model: a logit per segment and label; the probability of a segment is 1 / (1 + exp(-logit))",
         "of each label, the recording's probability is the mean or the maximum of its segments', see `aggregation` "
         "(mean where it says nothing)",
@@ -36,6 +36,19 @@ STEPS = {
         "log(p / (1 - p)) of the recording's probability p",
         "a label is called present where that probability is at or above its threshold, see `thresholds`, chosen on "
         "recordings that were not trained on",
+    ),
+    "multiclass": (
+        "ask the model: a logit per segment and label; the labels exclude each other, and a segment's probabilities "
+        "are exp(logit), divided by their sum over the labels",
+        "the recording's probabilities are the means of its segments'",
+        "with the `temperature` t, which is the same for all labels, the calibrated probabilities are p ** (1 / t), "
+        "divided by their sum over the labels",
+        "the label of the highest probability is the one that is called present",
+    ),
+    "regression": (
+        "ask the model: a scaled value per segment and label; with the label's `scaling`, its mean and its standard "
+        "deviation, the value is scaled value * standard deviation + mean, in the label's unit, see `units`",
+        "of each label, the recording's value is the mean of its segments'",
     ),
     "pretrained": ("ask the model: an embedding per segment; the recording's is their mean",),
 }
@@ -85,10 +98,20 @@ def segments_of(signal_mv, rate_hz, leads):
 
 
 def answer(outputs):
-    """Of a recording: label -> probability; of a model without labels, the embedding."""
-    if "logits" not in outputs:
+    """Of a recording: label -> probability, or value; of a model without labels, the embedding."""
+    if not ABOUT["labels"]:
         return outputs["embedding"].mean(axis=0).tolist()
-    of_segments = 1 / (1 + np.exp(-outputs["logits"].astype(float)))
+    if ABOUT["task"] == "regression":
+        mean, deviation = np.array([ABOUT["scaling"][label] for label in ABOUT["labels"]]).T
+        values = outputs["scaled_values"].astype(float).mean(axis=0) * deviation + mean
+        return dict(zip(ABOUT["labels"], values.tolist()))
+    logits = outputs["logits"].astype(float)
+    if ABOUT["task"] == "multiclass":
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p = (powers / powers.sum(axis=1, keepdims=True)).mean(axis=0)
+        p = p ** (1 / ABOUT["temperature"].get(ABOUT["labels"][0], 1))
+        return dict(zip(ABOUT["labels"], (p / p.sum()).tolist()))
+    of_segments = 1 / (1 + np.exp(-logits))
     maximum = [ABOUT["aggregation"].get(label) == "max" for label in ABOUT["labels"]]
     p = np.where(maximum, of_segments.max(axis=0), of_segments.mean(axis=0))
     sharper = np.array([1 / ABOUT.get("temperature", {}).get(label, 1) for label in ABOUT["labels"]])
@@ -105,6 +128,11 @@ if __name__ == "__main__":
     print(json.dumps(answer(dict(zip(ABOUT["outputs"], outputs))), indent=1))
 '''
 
+_TASK_TAGS = {
+    "multilabel": "multi-label-classification",
+    "multiclass": "multi-class-classification",
+    "regression": "regression",
+}
 _IMPORTS = {"onnx": "import onnxruntime", "torch": "import torch"}
 _ASK = {
     "onnx": 'session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])\n'
@@ -125,8 +153,9 @@ def model_card(about: Mapping[str, Any], n_parameters: int, metrics: Mapping[str
     about: of `export.describe`; metrics: of an evaluation's metrics.json; licence: an identifier of Hugging Face's
     """
     labels = about["labels"]
-    what = "classifier" if labels else "encoder"
-    tags = ["ecg", "electrocardiogram", "wav2vec2", "time-series", *(["multi-label-classification"] if labels else [])]
+    task = about["task"]
+    what = ("regressor" if task == "regression" else "classifier") if labels else "encoder"
+    tags = ["ecg", "electrocardiogram", "wav2vec2", "time-series", *([_TASK_TAGS[task]] if labels else [])]
     name = f"ecgfm-{what}-{about['digest'].removeprefix('sha256:')[:12]}"
     front: dict[str, Any] = {
         "license": licence,
@@ -137,7 +166,7 @@ def model_card(about: Mapping[str, Any], n_parameters: int, metrics: Mapping[str
         "weights_digest": about["digest"],
     }
     if metrics is not None:
-        front["model-index"] = [{"name": name, "results": [_result(metrics)]}]
+        front["model-index"] = [{"name": name, "results": [_result(metrics, task)]}]
     leads, rate_hz = about["leads"], about["sampling_rate_hz"]
     lines = [
         f"# {name}",
@@ -165,16 +194,30 @@ def model_card(about: Mapping[str, Any], n_parameters: int, metrics: Mapping[str
         "folder a checkpoint of `ecgfm`. It is no model of the package `transformers`.",
         "",
     ]
-    if labels:
+    if labels and task == "regression":
+        lines += ["## Labels", "", "| number | label | unit | mean | standard deviation |", "|---:|---|---|---:|---:|"]
+        for number, label in enumerate(labels):
+            mean, deviation = about["scaling"][label]
+            unit = about["units"].get(label, "not given")
+            lines.append(f"| {number} | {_cell(label)} | {_cell(unit)} | {mean:.6g} | {deviation:.6g} |")
+        lines += [
+            "",
+            "Mean and standard deviation are of the records trained on; an output is a value less the former, "
+            "divided by the latter.",
+            "",
+        ]
+    elif labels:
         lines += [
             "## Labels",
             "",
+            *(["They exclude each other: the most probable one is called.", ""] if task == "multiclass" else []),
             "| number | label | over segments | temperature | present from |",
             "|---:|---|---|---:|---:|",
         ]
         for number, label in enumerate(labels):
             threshold = about["thresholds"].get(label)
-            shown = "not chosen" if threshold is None else f"{threshold:.3f}"
+            unset = "where most probable" if task == "multiclass" else "not chosen"
+            shown = unset if threshold is None else f"{threshold:.3f}"
             how, temperature = about["aggregation"].get(label, "mean"), about.get("temperature", {}).get(label, 1.0)
             lines.append(f"| {number} | {_cell(label)} | {how} | {temperature:.3g} | {shown} |")
         lines.append("")
@@ -183,7 +226,8 @@ def model_card(about: Mapping[str, Any], n_parameters: int, metrics: Mapping[str
         "The checkpoint does not say."
     ]
     lines += ["", "Digests of content, by which the same data are known again.", "", "## Evaluation", ""]
-    lines += _evaluation(metrics) if metrics is not None else ["None was given. Measure it on your own recordings."]
+    evaluated = _evaluation_of_values if task == "regression" else _evaluation
+    lines += evaluated(metrics) if metrics is not None else ["None was given. Measure it on your own recordings."]
     lines += [
         "",
         "## Limits",
@@ -196,28 +240,52 @@ def model_card(about: Mapping[str, Any], n_parameters: int, metrics: Mapping[str
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n" + "\n".join(lines)
 
 
-def _result(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _result(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
     """One result of Hugging Face's model-index."""
     scores = metrics["scores"]["finetuned"]
-    found = [(name, scores[f"macro_{name}"]) for name in ("auroc", "auprc")]
+    if task == "regression":
+        found = [
+            ("mae", f"mean absolute error, {row['label']}", row["mean_absolute_error"]) for row in scores["labels"]
+        ]
+    else:
+        found = [(name, f"macro {name.upper()}", scores[f"macro_{name}"]) for name in ("auroc", "auprc")]
     return {
-        "task": {"type": "multi-label-classification", "name": "ECG classification"},
+        "task": {
+            "type": _TASK_TAGS[task],
+            "name": "regression on ECGs" if task == "regression" else "ECG classification",
+        },
         "dataset": {"name": f"{metrics['split']} split, {scores['n_records']} records", "type": "ecg"},
-        "metrics": [
-            {"type": name, "name": f"macro {name.upper()}", "value": estimate["value"]}
-            for name, estimate in found
-            if estimate
-        ],
+        "metrics": [{"type": kind, "name": name, "value": one["value"]} for kind, name, one in found if one],
     }
+
+
+def _of_what(metrics: Mapping[str, Any]) -> list[str]:
+    scores = metrics["scores"]["finetuned"]
+    return [
+        f"On the {metrics['split']} split: {scores['n_records']} records of {scores['n_patients']} patients. In "
+        f"brackets the {100 * metrics['bootstrap']['confidence']:g} % interval ({metrics['bootstrap']['rule']}).",
+        "",
+    ]
+
+
+def _evaluation_of_values(metrics: Mapping[str, Any]) -> list[str]:
+    """The errors as a Markdown table, with their intervals and n."""
+    lines = [
+        *_of_what(metrics),
+        "| label | unit | n | mean absolute error | mean error | R2 |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in metrics["scores"]["finetuned"]["labels"]:
+        shown = " | ".join(_shown(row[name]) for name in ("mean_absolute_error", "mean_error", "r2"))
+        lines.append(f"| {_cell(row['label'])} | {_cell(row['unit']) or 'not given'} | {row['n']} | {shown} |")
+    return lines
 
 
 def _evaluation(metrics: Mapping[str, Any]) -> list[str]:
     """The scores as a Markdown table, with their intervals and n."""
     scores = metrics["scores"]["finetuned"]
     lines = [
-        f"On the {metrics['split']} split: {scores['n_records']} records of {scores['n_patients']} patients. In "
-        f"brackets the {100 * metrics['bootstrap']['confidence']:g} % interval ({metrics['bootstrap']['rule']}).",
-        "",
+        *_of_what(metrics),
         "| label | n | positives | AUROC | AUPRC |",
         "|---|---:|---:|---:|---:|",
     ]
