@@ -93,7 +93,8 @@ the findings as another. A finding differs where its corrected p is below {{ alp
 <section>
 <h2>Parts of the test split</h2>
 <div class="wide"><table>
-<thead><tr><th>by</th><th>part</th><th>records</th><th>patients</th><th>macro AUROC</th><th></th><th>macro AUPRC</th>
+<thead><tr><th>by</th><th class="words">part</th>
+<th>records</th><th>patients</th><th>macro AUROC</th><th></th><th>macro AUPRC</th>
 <th>findings</th></tr></thead>
 <tbody>
 {%- for p in a.parts %}
@@ -136,10 +137,10 @@ def sections(
             a=assessment,
             of_model=models[assessment.of_model],
             measures=MEASURES,
-            reliability=_picture(reliability_panels(assessment.calibration), "Reliability curves"),
+            reliability=panel_pictures(reliability_panels(assessment.calibration), "Reliability"),
             tests=_tests(assessment, models),
             alpha=ALPHA,
-            shots=_picture(_shot_panels(shots, models), "Curves of few examples", (5.0, 2.8)) if shots else "",
+            shots=panel_pictures(_shot_panels(shots, models), "Curves of few examples", (5.0, 2.8), 1) if shots else "",
             shot_labels=_shot_labels(shots),
         )
     )
@@ -155,12 +156,6 @@ def reliability_panels(calibrations: Sequence[Calibration]) -> list[Panel]:
             title = f"{one.label[:30]}\n{one.positives:,} of {one.n:,}"
             panels.append(Panel(title, "probability", "share present", series, unit_square=True, diagonal=True))
     return panels
-
-
-def _picture(panels: Sequence[Panel], description: str, inches: tuple[float, float] = (2.5, 2.5)) -> Markup:
-    if not panels:
-        return Markup("<p>No finding could be scored.</p>")
-    return panel_pictures(panels, description, inches)
 
 
 def _tests(assessment: Assessment, models: Mapping[str, str]) -> list[dict[str, object]]:
@@ -199,8 +194,9 @@ def _shot_panels(shots: Mapping[str, Sequence[Shot]], models: Mapping[str, str])
         x, y = np.array([p for p, _ in scored], dtype=float), np.array([value for _, value in scored])
         series.append(Series(f"{encoder} encoder", x, y))
     some = next(iter(shots.values()))
-    names = ", ".join("all" if shot.positives is None else str(shot.positives) for shot in some)
-    return [Panel("Linear probe", f"positives per finding: {names}", "macro AUROC", tuple(series), level=0.5)]
+    names = tuple("all" if shot.positives is None else str(shot.positives) for shot in some)
+    axes = ("positives per finding", "macro AUROC")
+    return [Panel("Linear probe", *axes, tuple(series), level=0.5, x_names=names)]
 
 
 def _shot_labels(shots: Mapping[str, Sequence[Shot]]) -> str:

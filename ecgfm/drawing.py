@@ -97,6 +97,7 @@ class Panel:
 
     unit_square: both axes from 0 to 1, drawn square
     diagonal: the line of chance from (0, 0) to (1, 1); level: the height of a line of chance
+    x_names: what stands at 0, 1, ... of the x axis, where these are no numbers
     """
 
     title: str
@@ -106,6 +107,7 @@ class Panel:
     unit_square: bool = False
     diagonal: bool = False
     level: float | None = None
+    x_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,7 @@ def draw_cloud(cloud: Cloud, inches: tuple[float, float] = (5.0, 5.2)) -> str:
         figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06), facecolor="white")
         axes = figure.subplots()
         groups = np.array(cloud.groups)
+        size = 5.5 if len(groups) <= 500 else 4.0
         handles = {}
         for place, name in enumerate(cloud.order):
             mine = cloud.points[groups == name]
@@ -343,7 +346,7 @@ def draw_cloud(cloud: Cloud, inches: tuple[float, float] = (5.0, 5.2)) -> str:
                 color=colour,
                 marker=marker,
                 linestyle="none",
-                markersize=4.5 if marker in ".*" else 3.5,
+                markersize=size + 1.5 if marker in ".*" else size,
                 markeredgewidth=0.3 if pale < 0 else 0.8,
                 markeredgecolor="white" if pale < 0 else colour,
                 zorder=2 + (place + 1) / (1 + len(cloud.order)) * (1 if pale < 0 else -1),  # rare ones lie on top
@@ -390,6 +393,8 @@ def _panel(axes: Any, panel: Panel, looks: dict[str, dict[str, Any]], handles: d
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.ticklabel_format(axis="y", useOffset=False)
+        if panel.x_names:
+            axes.set_xticks(range(len(panel.x_names)), panel.x_names)
 
 
 def _paper(axes: Any, across: tuple[float, float], up: tuple[float, float]) -> Any:

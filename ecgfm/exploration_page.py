@@ -14,7 +14,13 @@ from ecgfm.report_pictures import cloud_pictures
 
 MOST_PAIRS = 15
 
-CONFUSION = """\
+_SHARE = """\
+{%- macro share(value) -%}{{ "%.1f" | format(100 * value) }} %{%- endmacro -%}
+"""
+
+CONFUSION = (
+    _SHARE
+    + """\
 <section>
 <h2>What is taken for what</h2>
 {%- if matrix %}
@@ -27,7 +33,7 @@ CONFUSION = """\
 {%- for other in matrix.classes %}{% set count = matrix.counts[row, loop.index0] %}
 <td{% if count %} style="background: rgba({{ "0, 114, 178" if loop.index0 == row else "213, 94, 0" }},
 {{- "%.2f" | format(0.45 * matrix.shares[row, loop.index0]) }})"{% endif %}>{{ count | count }}
-{%- if n %}<small>{{ matrix.shares[row, loop.index0] | percent }}</small>{% endif %}</td>
+{%- if n %}<small>{{ share(matrix.shares[row, loop.index0]) }}</small>{% endif %}</td>
 {%- endfor %}<td>{{ n | count }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
@@ -40,8 +46,8 @@ the share of the records of the true class.</p>
 <tbody>
 {%- for p in pairs[:most] %}
 <tr><td>{{ p.missed }}</td><td class="words">{{ p.called }}</td><td>{{ p.n | count }}</td>
-<td>{{ (p.n / p.with_missed) | percent }}<small>{{ p.n | count }}/{{ p.with_missed | count }}</small></td>
-<td>{{ (p.n / p.falsely_called) | percent }}<small>{{ p.n | count }}/{{ p.falsely_called | count }}</small></td></tr>
+<td>{{ share(p.n / p.with_missed) }}<small>{{ p.n | count }}/{{ p.with_missed | count }}</small></td>
+<td>{{ share(p.n / p.falsely_called) }}<small>{{ p.n | count }}/{{ p.falsely_called | count }}</small></td></tr>
 {%- endfor %}
 </tbody></table></div>
 <p class="note">Test records in which one finding is there and the finetuned model misses it, while it calls another
@@ -52,17 +58,21 @@ that is not there, at the stored thresholds{% if pairs | length > most %}: the {
 {%- endif %}
 </section>
 """
+)
 
-MAP = """\
+MAP = (
+    _SHARE
+    + """\
 <section>
 <h2>Where the records lie</h2>
 <figure>{{ pictures }}
 <figcaption>Embeddings of the pretrained encoder, before any label was used, on the first two principal components of
 the {{ n | counted("test record") }}{% if fewer %} ({{ drawn | count }} of them drawn, at random){% endif %}. Each
 record has the colour of the finding in it that is rarest among them{{ more }}. What lies together here may still be
-apart in other directions: the axes hold {{ explained | percent }} of the variance.</figcaption></figure>
+apart in other directions: the axes hold {{ share(explained) }} of the variance.</figcaption></figure>
 </section>
 """
+)
 
 
 def sections(

@@ -11,18 +11,23 @@ from markupsafe import Markup
 from ecgfm.drawing import Cloud, Panel, draw_cloud, draw_panels, line_look, line_names
 from ecgfm.report_template import svg_image
 
-_A_PICTURE = 2  # plots
 
+def panel_pictures(
+    panels: Sequence[Panel], description: str, inches: tuple[float, float] = (2.5, 2.5), in_picture: int = 2
+) -> Markup:
+    """Some panels below one legend; in words that there are none.
 
-def panel_pictures(panels: Sequence[Panel], description: str, inches: tuple[float, float] = (2.5, 2.5)) -> Markup:
-    """Some panels below one legend. description: in words, of all of them; inches: of each"""
+    description: in words, of all of them; inches: of each; in_picture: how many there are in half the page's width
+    """
+    if not panels:
+        return Markup("<p>No finding could be scored.</p>")
     names = line_names(panels)
     pictures = []
-    for first in range(0, len(panels), _A_PICTURE):
-        some = panels[first : first + _A_PICTURE]
+    for first in range(0, len(panels), in_picture):
+        some = panels[first : first + in_picture]
         titles = " and ".join(panel.title.partition("\n")[0] for panel in some)
-        image = svg_image(draw_panels(some, _A_PICTURE, inches, names), f"{description}: {titles}")
-        pictures.append(Markup('<div class="half">{}</div>').format(image) if len(some) < _A_PICTURE else image)
+        image = svg_image(draw_panels(some, in_picture, inches, names), f"{description}: {titles}")
+        pictures.append(Markup('<div class="half">{}</div>').format(image) if len(some) < in_picture else image)
     return _legend(names) + Markup('<div class="panels">{}</div>').format(Markup("").join(pictures))
 
 

@@ -259,8 +259,10 @@ with
 its reason: {{ n_listed | count }} = {{ n_prepared | count }} + {{ n_rejected | count }};
 {{ n_prepared | count }} = {{ n_split | count }} + {{ n_excluded | count }}.
 {% if unlabelled %}{{ unlabelled | counted("record") }} in a split {{ "has" if unlabelled == 1 else "have" }} no
-published label: pretraining uses them, finetuning and this evaluation do not.{% endif %}
-{% if n_rejected %}Rejected: {{ reasons(r.cohort.rejected) }}.{% endif %}
+published label: pretraining uses them, finetuning and this evaluation do not. {% endif %}
+
+{% if n_rejected %}Rejected: {{ reasons(r.cohort.rejected) }}. {% endif %}
+
 {% if n_excluded %}Left out: {{ reasons(r.cohort.excluded) }}.{% endif %}</p>
 </section>
 
@@ -303,6 +305,7 @@ behind them. {{ unknown_note }} {{ replicate_note }}</p>
 {{ published }}
 
 {{ assessment }}
+{{ between }}
 
 {{ exploration }}
 
