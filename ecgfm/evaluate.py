@@ -6,7 +6,7 @@ import functools
 import json
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from ecgfm import checkpoints, leakage
 from ecgfm.assessment import ScoredRecords, as_json, assess
 from ecgfm.baselines import Shot, few_shot, knn
+from ecgfm.between_sources import BetweenSources, Records, leave_one_out, origins, transfer_thresholds
 from ecgfm.config import EvaluateConfig
 from ecgfm.confusion import ConfusedPair, ConfusionMatrix, confused_pairs, confusion_matrix
 from ecgfm.contracts import read_table, read_tables, write_table
@@ -27,6 +28,7 @@ from ecgfm.embedding_map import MAP_RECORDS, EmbeddingMap, embedding_map
 from ecgfm.expected import beside
 from ecgfm.html_report import DIFFERENCES, MODELS, Report, curve_panels, render
 from ecgfm.label_space import LabelSpace, read_label_space
+from ecgfm.lead_subsets import score_lead_subsets, subsets_of, with_leads
 from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare
 from ecgfm.model import Classifier, Encoder
 from ecgfm.predict import (
@@ -38,7 +40,16 @@ from ecgfm.predict import (
     segment_outputs,
 )
 from ecgfm.probe import Probe, linear_probe
-from ecgfm.report_contents import choose_records, draw, read_cohort, read_finetuning, read_pretraining, says_normal
+from ecgfm.report_contents import (
+    choose_records,
+    draw,
+    read_cohort,
+    read_finetuning,
+    read_pretraining,
+    says_normal,
+    tell_small_network,
+)
+from ecgfm.small_network import train_small_network
 from ecgfm.splits import SPLITS
 
 
@@ -72,17 +83,8 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     model = checkpoints.build(finetuned).to(device)
     assert isinstance(model, Classifier)
 
-    predictions = {}
-    tables = []
-    for split in ("valid", "test"):
-        labelled = splits[split]
-        logits = segment_outputs(model, labelled.segments, shards, config.batch_size, device, config.precision).logits
-        assert logits is not None
-        raw, n_segments = record_probabilities(logits, labelled, space)
-        predictions[split] = calibrated(raw, space.names, finetuned.meta.temperature)
-        head = pl.DataFrame({"record_id": labelled.record_ids, "split": split, "n_segments": n_segments})
-        tables.append(head.hstack(pl.DataFrame(predictions[split], schema=space.names)))
-    write_table(pl.concat(tables), "predictions", out / "predictions.parquet")
+    predictions, table = _predict(model, finetuned.meta, splits, shards, space, config, device)
+    write_table(table, "predictions", out / "predictions.parquet")
 
     encoders: dict[str, Encoder] = {"pretrained": checkpoints.build_encoder(pretrained)}
     if config.probe_random_encoder:
@@ -107,7 +109,13 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     by_model = {"finetuned": predictions["test"], "probe": probes["pretrained"].probabilities}
     if "random" in probes:
         by_model["probe_random"] = probes["random"].probabilities
-    by_model["neighbours"], n_neighbours, shots = _untrained(embeddings, splits, config)
+    asked = sample(len(splits["train"].record_ids), config.baseline_records, config.seed)
+    some = {**splits, "train": _of_rows(splits["train"], asked)}
+    some_embeddings = {name: {**of_split, "train": of_split["train"][asked]} for name, of_split in embeddings.items()}
+    by_model["neighbours"], n_neighbours, shots = _untrained(some_embeddings, some)
+    trained = train_small_network(some, shards, space, config, device) if config.supervised_baseline else None
+    if trained:
+        by_model["supervised"] = trained.probabilities
     stored, valid = finetuned.meta.thresholds, splits["valid"]
     thresholds = [
         stored[label] if label in stored else best_f1_threshold(valid.truth[:, k], predictions["valid"][:, k])
@@ -115,27 +123,20 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     ]
     differences = [pair for pair in DIFFERENCES if set(pair) <= set(by_model)]
     scored = _scored(inputs, test, space)
-    assessment, areas = assess(
-        scored,
-        by_model,
-        "finetuned",
-        thresholds,
-        differences,
-        n_replicates=config.bootstrap_samples,
-        confidence=config.confidence,
-        seed=config.seed,
-    )
-    scores = compare(
-        test.truth,
-        by_model,
-        space.names,
-        test.patients,
-        differences=differences,
-        n_replicates=config.bootstrap_samples,
-        confidence=config.confidence,
-        seed=config.seed,
-        areas=areas,
-    )
+    draws: dict[str, Any] = {
+        "n_replicates": config.bootstrap_samples,
+        "confidence": config.confidence,
+        "seed": config.seed,
+    }
+    assessment, areas = assess(scored, by_model, "finetuned", thresholds, differences, **draws)
+    scores = compare(test.truth, by_model, space.names, test.patients, differences=differences, areas=areas, **draws)
+    if config.lead_subsets:
+        by_leads = {tuple(shards.leads): predictions["test"]} | {
+            kept: with_leads(model, kept, test, shards, space, finetuned.meta.temperature, config, device)
+            for kept in subsets_of(shards.leads)
+        }
+        fewer = score_lead_subsets(by_leads, test.truth, space.names, test.patients, **draws)
+        assessment = replace(assessment, parts=(*assessment.parts, *fewer))
     choices = choose_records(predictions["test"], test.truth, says_normal(space), config.drawn_records)
     report = Report(
         cohort=read_cohort(inputs, splits),
@@ -169,12 +170,10 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
             draw(choice, test, predictions["test"], model, shards, inputs["slices"], device, space)
             for choice in choices
         ],
+        small_network=tell_small_network(trained, config) if trained else None,
+        between=_between(inputs, some, some_embeddings["pretrained"], predictions, space, draws),
     )
-    _write_metrics(report, probes, out / "metrics.json")
-    (out / "report.html").write_text(render(report, {}), encoding="utf-8")
-    (out / "summary.md").write_text(summary(report), encoding="utf-8")
-    if panels := curve_panels(report, roc=True):
-        (out / "roc.svg").write_text(draw_panels(panels, panel_inches=(2.5, 2.5)), encoding="utf-8")
+    _write(report, probes, out)
     shards.close()
     return {
         "labels": len(space.labels),
@@ -198,6 +197,28 @@ def summary(report: Report) -> str:
         ]
         lines.append(f"| {MODELS[model]} | {scores.n_records} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", f"In brackets: {report.confidence:.0%} intervals, bootstrapped by patient.", ""])
+
+
+def _predict(
+    model: Classifier,
+    meta: checkpoints.Meta,
+    splits: Mapping[str, Labelled],
+    shards: Shards,
+    space: LabelSpace,
+    config: EvaluateConfig,
+    device: torch.device,
+) -> tuple[dict[str, np.ndarray], pl.DataFrame]:
+    """(record, label) probabilities of valid and test at the model's temperatures, and both as a table."""
+    predictions, tables = {}, []
+    for split in ("valid", "test"):
+        labelled = splits[split]
+        logits = segment_outputs(model, labelled.segments, shards, config.batch_size, device, config.precision).logits
+        assert logits is not None
+        raw, n_segments = record_probabilities(logits, labelled, space)
+        predictions[split] = calibrated(raw, space.names, meta.temperature, space.task)
+        head = pl.DataFrame({"record_id": labelled.record_ids, "split": split, "n_segments": n_segments})
+        tables.append(head.hstack(pl.DataFrame(predictions[split], schema=space.names)))
+    return predictions, pl.concat(tables)
 
 
 def embed(
@@ -224,24 +245,57 @@ def _leak(
 
 
 def _untrained(
-    embeddings: Mapping[str, Mapping[str, np.ndarray]], splits: Mapping[str, Labelled], config: EvaluateConfig
+    embeddings: Mapping[str, Mapping[str, np.ndarray]], splits: Mapping[str, Labelled]
 ) -> tuple[np.ndarray, int, dict[str, tuple[Shot, ...]]]:
     """What the pretrained encoder's nearest neighbours say of the test records, how many there are, and each encoder's
     curve of few shots."""
     truth = {split: labelled.truth for split, labelled in splits.items()}
-    asked = sample(len(truth["train"]), config.baseline_records, config.seed)
-    truth["train"] = truth["train"][asked]
-    some = {name: {**of_split, "train": of_split["train"][asked]} for name, of_split in embeddings.items()}
-    neighbours = knn(
-        (some["pretrained"]["train"], truth["train"]),
-        (some["pretrained"]["valid"], truth["valid"]),
-        some["pretrained"]["test"],
-    )
+    pretrained = embeddings["pretrained"]
+    neighbours = knn((pretrained["train"], truth["train"]), (pretrained["valid"], truth["valid"]), pretrained["test"])
     shots = {
         name: few_shot((of_split["train"], truth["train"]), (of_split["test"], truth["test"]))
-        for name, of_split in some.items()
+        for name, of_split in embeddings.items()
     }
     return neighbours.probabilities, neighbours.k, shots
+
+
+def _between(
+    inputs: Mapping[str, Any],
+    splits: Mapping[str, Labelled],
+    embeddings: Mapping[str, np.ndarray],
+    predictions: Mapping[str, np.ndarray],
+    space: LabelSpace,
+    draws: Mapping[str, Any],
+) -> BetweenSources | None:
+    """What is lost from one dataset to another; None where the records are of one."""
+    columns = ("record_id", "source", "dataset")
+    records = read_tables([one / "records.parquet" for one in inputs["slices"]], "records", columns)
+    origin = origins(records, read_table(inputs["audit"] / "duplicates.parquet", "duplicates"))
+    of_split = {
+        split: Records(labelled.truth, np.array([origin[one] for one in labelled.record_ids]), labelled.patients)
+        for split, labelled in splits.items()
+    }
+    names = tuple(sorted(set(np.concatenate([one.origins for one in of_split.values()]).tolist())))
+    if len(names) == 1:
+        return None
+    left_out, untold = leave_one_out(embeddings, of_split, space.names, **draws)
+    transfers, not_applied = transfer_thresholds(
+        of_split["valid"], predictions["valid"], of_split["test"], predictions["test"], space.names, **draws
+    )
+    return BetweenSources(names, tuple(left_out), tuple(transfers), (*untold, *not_applied))
+
+
+def _of_rows(labelled: Labelled, rows: np.ndarray) -> Labelled:
+    """Some records of a split, in their order. rows: their numbers"""
+    record_ids = [labelled.record_ids[row] for row in rows]
+    chosen = labelled.segments["record_id"].is_in(record_ids)
+    return Labelled(
+        labelled.segments.filter(chosen),
+        labelled.labels[torch.from_numpy(chosen.to_numpy())],
+        record_ids,
+        [labelled.patients[row] for row in rows],
+        labelled.truth[rows],
+    )
 
 
 def sample(n: int, most: int, seed: int) -> np.ndarray:
@@ -292,8 +346,8 @@ def _embedding_table(
     )
 
 
-def _write_metrics(report: Report, probes: Mapping[str, Probe], path: Path) -> None:
-    """The numbers of the report as JSON."""
+def _write(report: Report, probes: Mapping[str, Probe], out: Path) -> None:
+    """The report, and its numbers as JSON."""
     values = {
         "split": "test",
         "leakage": report.leak or None,
@@ -309,8 +363,15 @@ def _write_metrics(report: Report, probes: Mapping[str, Probe], path: Path) -> N
         "neighbours": report.n_neighbours,
         "assessment": as_json(report.assessment),
         "few_shot": as_json(report.shots),
+        "small_network": dict(report.small_network.facts) if report.small_network else None,
+        "between_sources": as_json(report.between),
         "published": as_json(report.published),
         "cohort": asdict(report.cohort),
         "dropped": dict(report.dropped),
     }
-    path.write_text(json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    metrics = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    (out / "metrics.json").write_text(metrics, encoding="utf-8")
+    (out / "report.html").write_text(render(report, {}), encoding="utf-8")
+    (out / "summary.md").write_text(summary(report), encoding="utf-8")
+    if panels := curve_panels(report, roc=True):
+        (out / "roc.svg").write_text(draw_panels(panels, panel_inches=(2.5, 2.5)), encoding="utf-8")

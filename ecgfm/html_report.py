@@ -14,9 +14,11 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from ecgfm import transfer_page
 from ecgfm.assessment import Assessment
 from ecgfm.assessment_page import sections
 from ecgfm.baselines import Shot
+from ecgfm.between_sources import BetweenSources
 from ecgfm.cohort import cohort_svg
 from ecgfm.confusion import ConfusedPair, ConfusionMatrix
 from ecgfm.drawing import Panel, Series, draw_ecg
@@ -33,12 +35,15 @@ MODELS = {
     "probe": "Linear probe, pretrained encoder",
     "probe_random": "Linear probe, random encoder",
     "neighbours": "Nearest neighbours, pretrained encoder",
+    "supervised": "Small supervised network",
 }
 """The models an evaluation may score, with the words of the report."""
 
 DIFFERENCES = {
     ("finetuned", "probe"): "Finetuned minus linear probe",
     ("probe", "probe_random"): "Pretrained minus random encoder, by linear probe",
+    ("finetuned", "supervised"): "Finetuned minus small supervised network",
+    ("probe", "supervised"): "Linear probe minus small supervised network",
 }
 """Which models are compared pair by pair: what finetuning adds, and what pretraining adds."""
 
@@ -136,6 +141,7 @@ class Report:
     confusion: of the finetuned model's decisions: pairs, or where classes exclude each other the matrix
     embedding_map: of the pretrained encoder; None where there is none
     published: results of others, and ours beside them
+    small_network: the supervised baseline, where it was asked for; between: datasets, where there are several
     """
 
     cohort: Cohort
@@ -161,6 +167,8 @@ class Report:
     pretraining: Training
     finetuning: Training
     ecgs: Sequence[DrawnEcg]
+    small_network: Training | None = None
+    between: BetweenSources | None = None
 
 
 def render(report: Report, files: Mapping[str, tuple[str, str]]) -> str:
@@ -208,11 +216,12 @@ def render(report: Report, files: Mapping[str, tuple[str, str]]) -> str:
         replicate_note=_replicate_note(report),
         roc=_curves(report, roc=True),
         pr=_curves(report, roc=False),
-        trainings=[_training(run) for run in (report.pretraining, report.finetuning)],
+        trainings=[_training(run) for run in (report.pretraining, report.finetuning, report.small_network) if run],
         probes=[(name, f"{c:g}") for name, c in report.probe_strengths],
         ecgs=[_ecg(report, ecg) for ecg in report.ecgs],
         published=published_section(environment, report.published, MODELS),
         assessment=sections(environment, report.assessment, report.shots, MODELS),
+        between=transfer_page.sections(environment, report.between),
         exploration=exploration_sections(environment, report.confusion, report.embedding_map),
     )
 
@@ -383,10 +392,7 @@ def curve_panels(report: Report, roc: bool) -> list[Panel]:
 
 
 def _curves(report: Report, roc: bool) -> Markup:
-    panels = curve_panels(report, roc)
-    if not panels:
-        return Markup("<p>No finding could be scored.</p>")
-    return panel_pictures(panels, "ROC" if roc else "Precision-recall")
+    return panel_pictures(curve_panels(report, roc), "ROC" if roc else "Precision-recall")
 
 
 def _training(run: Training) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import yaml
 
 from ecgfm import checkpoints
 from ecgfm.attribution import for_display, integrated_gradients
-from ecgfm.config import ModelConfig
+from ecgfm.config import EvaluateConfig, ModelConfig
 from ecgfm.contracts import read_table, read_tables
 from ecgfm.data import Shards, in_order, load, standardise
 from ecgfm.drawing import LONG_SECONDS, drawn_seconds
@@ -24,6 +24,7 @@ from ecgfm.label_space import LabelSpace
 from ecgfm.model import Classifier
 from ecgfm.predict import Labelled, saliency
 from ecgfm.shards import ShardReader
+from ecgfm.small_network import Trained
 from ecgfm.splits import SPLITS
 
 NORMAL_CODES = frozenset({"426783006", "NORM"})
@@ -133,6 +134,23 @@ def read_finetuning(directory: Path, checkpoint: checkpoints.Checkpoint) -> Trai
         config=config,
         rows=_rows(directory),
         caption="Train loss by update; valid loss, macro AUPRC and macro AUROC (by record) after each epoch.",
+    )
+
+
+def tell_small_network(trained: Trained, config: EvaluateConfig) -> Training:
+    """How the supervised baseline was trained."""
+    return Training(
+        name="Small supervised network",
+        facts=[
+            ("objective", "the labels alone, from random weights, for comparison"),
+            ("architecture", "xresnet1d of four blocks at 100 Hz (Strodthoff et al. 2021)"),
+            ("parameters", f"{trained.n_parameters:,}"),
+            ("trained on", f"{trained.n_segments:,} segments of {trained.n_records:,} train records"),
+            ("evaluated", f"epoch {trained.best_epoch} of {trained.epochs}, of the best valid macro AUPRC"),
+        ],
+        config={"epochs": trained.epochs, "learning_rate": config.supervised_learning_rate, "seed": config.seed},
+        rows=trained.rows,
+        caption="Mean train loss of each epoch; valid macro AUPRC and macro AUROC (by record) after it.",
     )
 
 

@@ -36,11 +36,15 @@ class Part:
 
 @dataclass(frozen=True)
 class PartScores:
-    """The scores of one model on a part."""
+    """The scores of one model on a part; or on all records, when it is shown a part of their leads.
+
+    difference: paired, less the scores with all leads; None of a part of the records, where nothing is paired
+    """
 
     by: str
     name: str
     scores: Scores
+    difference: Scores | None = None
 
 
 def parts(records: pl.DataFrame, quality: pl.DataFrame) -> list[Part]:

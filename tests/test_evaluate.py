@@ -56,7 +56,7 @@ PIPELINE = {
         "save_every": 2, "device": "cpu",
     },
     "finetune": {"max_epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "warmup_epochs": 0, "device": "cpu"},
-    "evaluate": {"bootstrap_samples": 50, "device": "cpu"},
+    "evaluate": {"bootstrap_samples": 50, "supervised_epochs": 2, "device": "cpu"},
 }  # fmt: skip
 
 
@@ -210,14 +210,15 @@ def test_equal_inputs_elsewhere_give_equal_bytes(inputs: dict[str, Any], out: Pa
 def test_the_summary_says_what_the_metrics_say(out: Path) -> None:
     scores = json.loads((out / "metrics.json").read_text())["scores"]
     rows = [line for line in (out / "summary.md").read_text().splitlines() if line.startswith("|")][2:]
-    for row, model in zip(rows, ("finetuned", "probe", "probe_random", "neighbours"), strict=True):
+    for row, model in zip(rows, ("finetuned", "probe", "probe_random", "neighbours", "supervised"), strict=True):
         auroc = scores[model]["macro_auroc"]
         assert f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})" in row
         assert f"| {scores[model]['n_records']} |" in row
 
 
-def test_the_random_probe_can_be_left_out(inputs: dict[str, Any], tmp_path: Path) -> None:
-    evaluate(inputs, replace(config(), probe_random_encoder=False, drawn_records=0), tmp_path)
+def test_what_is_for_comparison_can_be_left_out(inputs: dict[str, Any], tmp_path: Path) -> None:
+    alone = replace(config(), probe_random_encoder=False, supervised_baseline=False, lead_subsets=False)
+    evaluate(inputs, replace(alone, drawn_records=0), tmp_path)
     scores = json.loads((tmp_path / "metrics.json").read_text())["scores"]
     assert set(scores) == {"finetuned", "probe", "neighbours", "finetuned - probe"}
     assert set(read_table(tmp_path / "embeddings.parquet", "embeddings")["encoder"]) == {"pretrained"}
@@ -245,6 +246,7 @@ def test_what_is_assessed_is_of_the_written_predictions_at_the_checkpoints_thres
     parted = {}
     for part in metrics["assessment"]["parts"]:
         parted[part["by"]] = parted.get(part["by"], 0) + part["scores"]["n_records"]
+    assert parted.pop("leads") == 6 * predicted.height  # all leads and five sets
     assert parted
     assert set(parted.values()) == {predicted.height}
 

@@ -74,6 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "embedding_map": set(),
     "report_pictures": {"drawing", "report_template"},
     "exploration_page": {"confusion", "drawing", "embedding_map", "report_pictures"},
+    "between_sources": {*TABLES, "metrics", "probe"},
+    "transfer_page": {"between_sources", "report_template"},
     "assessment": {*TABLES, "metrics", "calibration", "challenge_score", "significance", "subgroups"},
     "expected": {*WORDS, "metrics", "report_template"},
     "assessment_page": {
@@ -90,6 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *RECORDS,
         *("metrics", "baselines", "assessment", "assessment_page", "drawing", "expected", "report_template"),
         *("cohort", "confusion", "embedding_map", "exploration_page", "report_pictures"),
+        *("between_sources", "transfer_page"),
     },
     # the DAG
     "pipeline": {*WORDS, "files", "stages", "fingerprints", "own_process", "processes", "prepare"},
@@ -114,11 +117,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrain": {*TRAINING - {"label_space", "metrics", "calibration", "multiclass"}, "distributed"},
     "bench_training": {*TRAINING, "distributed", "pretrain"},
     "finetune": {*TRAINING, "supervised"},
-    "report_contents": {*TRAINING - {"training"}, "splits", "attribution", "drawing", "html_report"},
+    "small_network": {*TRAINING - {"training"}, "own_process", "supervised"},
+    "lead_subsets": {*TRAINING - {"training"}, "subgroups"},
+    "report_contents": {*TRAINING - {"training"}, "splits", "attribution", "drawing", "html_report", "small_network"},
     "evaluate": {
         *TRAINING - {"training"},
         *("splits", "probe", "baselines", "subgroups", "assessment", "drawing", "expected"),
         *("html_report", "report_contents", "confusion", "embedding_map"),
+        *("between_sources", "small_network", "lead_subsets"),
     },
     # answers about recordings that no pipeline has seen; recordings are found and prepared without torch
     "recordings": {*TABLES, "formats", "sources", "shards", "processes", "prepare"},
@@ -139,6 +145,8 @@ MAY_IMPORT_TORCH = {
     "checkpoint_commands",
     "pretrain",
     "finetune",
+    "small_network",
+    "lead_subsets",
     "report_contents",
     "evaluate",
     "bench_load",
