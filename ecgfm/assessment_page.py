@@ -20,6 +20,10 @@ ALPHA = 0.05  # a corrected p below this is called a difference
 SECTIONS = (
     MACROS
     + """\
+{%- macro to_all(estimate) -%}
+{%- if estimate %}<small>{{ estimate.value | signed }} to all leads<br>{{ estimate | interval(true) }}</small>
+{%- endif -%}
+{%- endmacro -%}
 <section>
 <h2>Over all findings</h2>
 <div class="wide"><table>
@@ -102,12 +106,16 @@ the findings as another. A finding differs where its corrected p is below {{ alp
 {%- if loop.first or p.by != loop.previtem.by %}{{ p.by }}{% else %}<span class="again">{{ p.by }}</span>{% endif -%}
 </td><td class="words">{{ p.name }}</td>
 <td>{{ p.scores.n_records | count }}</td><td>{{ p.scores.n_patients | count }}</td>
-<td>{{ number(p.scores.macro_auroc) }}</td><td>{{ bar(p.scores.macro_auroc) }}</td>
-<td>{{ number(p.scores.macro_auprc) }}</td><td>{{ (p.scores.labels | length) - (p.scores.left_out | length) }}</td></tr>
+<td>{{ number(p.scores.macro_auroc) }}{{ to_all(p.difference and p.difference.macro_auroc) }}</td>
+<td>{{ bar(p.scores.macro_auroc) }}</td>
+<td>{{ number(p.scores.macro_auprc) }}{{ to_all(p.difference and p.difference.macro_auprc) }}</td>
+<td>{{ (p.scores.labels | length) - (p.scores.left_out | length) }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
 <p class="note">A macro mean is over the findings that have records with and without them in the part; where their
-number differs, so does the task. Parts are not corrected for being many.</p>
+number differs, so does the task. Parts are not corrected for being many.
+{%- if a.parts | selectattr("difference") | list %} Leads: the same model and records, the other leads zero, as a
+missing one is; below, the paired difference to all leads.{% endif %}</p>
 </section>
 {%- endif %}
 

@@ -29,6 +29,12 @@ from ecgfm.metrics import (
 )
 from ecgfm.probe import linear_probe
 
+JOINED = " = "
+"""Between the names of datasets that are one origin."""
+
+MIN_RECORDS = 10
+"""Of an origin, in the valid or test split: fewer are no estimate, and it is said how many there are."""
+
 
 class Records(NamedTuple):
     """Records of one split, in one order.
@@ -78,7 +84,7 @@ class TransferredLabel:
 class Transfer:
     """The thresholds of one origin's valid records, applied to another's test records (or to its own).
 
-    macro_f1: mean over `labels`; loss: less the mean at the other's own thresholds, paired; None of its own
+    macro_f1: mean over `labels`; difference: less the mean at the other's own thresholds, paired; None of its own
     labels: those that have a threshold of both origins, and positives among the test records
     """
 
@@ -87,7 +93,7 @@ class Transfer:
     n_records: int
     n_patients: int
     macro_f1: Estimate | None
-    loss: Estimate | None
+    difference: Estimate | None
     labels: tuple[TransferredLabel, ...]
 
 
@@ -114,7 +120,7 @@ def origins(records: pl.DataFrame, duplicates: pl.DataFrame) -> dict[str, str]:
     for names in groups.agg(pl.col("origin").unique())["origin"]:
         together = set().union(*(one_of[name] for name in names))
         one_of |= dict.fromkeys(together, together)
-    return {record_id: " = ".join(sorted(one_of[name])) for record_id, name in named.iter_rows()}
+    return {record_id: JOINED.join(sorted(one_of[name])) for record_id, name in named.iter_rows()}
 
 
 def leave_one_out(
@@ -134,8 +140,8 @@ def leave_one_out(
 
     embeddings, records: of train, valid and test
 
-    Returns also what could not be told, and why. An origin is left out that has no train record to hold back, or
-    whose test records have both classes of no label that the others teach.
+    Returns also what could not be told, and why. An origin is left out that has no train record to hold back or fewer
+    than `MIN_RECORDS` test records, or whose test records have both classes of no label that the others teach.
 
     Raises:
         InputError: an embedding that is not finite, or no label with both classes in valid.
@@ -145,18 +151,23 @@ def leave_one_out(
     seen = np.full(test.truth.shape, np.nan)
     seen[:, taught] = _probe(embeddings, records, labels, taught)
     found, missing = [], []
-    for origin in sorted(set(test.origins)):
+    for origin in sorted(set(np.concatenate([train.origins, test.origins]).tolist())):
         others = {split: one.origins != origin for split, one in records.items()}
         own = test.of(~others["test"])
         n_train = int((~others["train"]).sum())
         columns = _with_both(train.truth[others["train"]])
-        scored = columns & _with_both(own.truth)
-        if not n_train or not scored.any():
-            why = "none of its records is in train" if not n_train else "no label has both classes there and elsewhere"
+        reasons = {
+            f"it has {counted(len(own.origins), 'test record')}": len(own.origins) < MIN_RECORDS,
+            "it has no train records": not n_train,
+            "its test records have both classes of no label that the others teach": not (
+                columns & _with_both(own.truth)
+            ).any(),
+            "no label has both classes in the other valid records": not _with_both(
+                valid.truth[others["valid"]][:, columns]
+            ).any(),
+        }
+        if why := next((reason for reason, holds in reasons.items() if holds), None):
             missing.append(f"the probe without {origin}: {why}")
-            continue
-        if not _with_both(valid.truth[others["valid"]][:, columns]).any():
-            missing.append(f"the probe without {origin}: no label has both classes in the other valid records")
             continue
         rest = {split: records[split].of(others[split]) for split in ("train", "valid")} | {"test": own}
         some = {split: embeddings[split][others[split]] for split in ("train", "valid")}
@@ -193,7 +204,7 @@ def transfer_thresholds(
     """Thresholds of best F1 on one origin's valid records, applied to the test records of every origin.
 
     A label has a threshold of an origin where its valid records there have both classes. Returns also what could not
-    be told, and why.
+    be told, and why: an origin is left out that has fewer than `MIN_RECORDS` valid or test records.
 
     valid_probabilities, test_probabilities: (record, label) of one model
     """
@@ -206,26 +217,27 @@ def transfer_thresholds(
             [best_f1_threshold(truth[:, k], said[:, k]) if both else np.nan for k, both in enumerate(_with_both(truth))]
         )
     found = []
-    fitted = [origin for origin in names if not np.isnan(thresholds[origin]).all()]
-    missing = [
-        f"thresholds of {origin}: no label has both classes in its valid records"
-        for origin in names
-        if origin not in fitted
-    ]
+    missing, fitted = [], []
+    for origin in names:
+        n_valid, n_test = (int((one.origins == origin).sum()) for one in (valid, test))
+        if min(n_valid, n_test) < MIN_RECORDS:
+            n_records = f"{counted(n_valid, 'valid record')} and {counted(n_test, 'test record')}"
+            missing.append(f"the thresholds of {origin}: it has {n_records}")
+        elif np.isnan(thresholds[origin]).all():
+            missing.append(f"the thresholds of {origin}: no label has both classes in its valid records")
+        else:
+            fitted.append(origin)
     for origin in fitted:
         rows = test.origins == origin
         own, said = test.of(rows), test_probabilities[rows]
         usable = (own.truth == 1).any(axis=0) & ~np.isnan(thresholds[origin])
-        if not usable.any():
-            missing.append(f"thresholds on the test records of {origin}: none has a label that has one")
-            continue
         for other in fitted:
             columns = np.flatnonzero(usable & ~np.isnan(thresholds[other]))
             if not len(columns):
-                missing.append(f"thresholds of {other} on {origin}: they have no label in common")
+                missing.append(f"the thresholds of {other} on {origin}: no label has both and a positive there")
                 continue
             called = {name: said[:, columns] >= thresholds[name][columns] for name in (origin, other)}
-            macro_f1, loss = _macro_f1(
+            macro_f1, difference = _macro_f1(
                 own.truth[:, columns], called[other], called[origin], own.patients, n_replicates, confidence, seed
             )
             found.append(
@@ -235,7 +247,7 @@ def transfer_thresholds(
                     n_records=len(own.origins),
                     n_patients=int(patient_numbers(own.patients).max()) + 1,
                     macro_f1=macro_f1,
-                    loss=loss if other != origin else None,
+                    difference=difference if other != origin else None,
                     labels=tuple(
                         _decided(
                             labels[int(k)], operating_point(own.truth[:, k], said[:, k], float(thresholds[other][k]))
@@ -245,6 +257,11 @@ def transfer_thresholds(
                 )
             )
     return found, missing
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things in words."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _with_both(truth: np.ndarray) -> np.ndarray:
@@ -308,5 +325,5 @@ def _macro_f1(
     point = both(np.ones((len(truth), 1)))[:, 0]
     drawn = [both(weights) for weights in bootstrap_weights(patient_numbers(patients), n_replicates, seed)]
     replicates = np.concatenate(drawn, axis=1)
-    macro_f1, loss = (estimate(float(point[i]), replicates[i], confidence) for i in range(2))
-    return macro_f1, loss
+    macro_f1, difference = (estimate(float(point[i]), replicates[i], confidence) for i in range(2))
+    return macro_f1, difference

@@ -258,6 +258,8 @@ def _comparison(report: Report) -> str:
     subjects = {
         ("finetuned", "probe"): ("the finetuned model", "the linear probe"),
         ("probe", "probe_random"): ("the probe on the pretrained encoder", "the one on random weights"),
+        ("finetuned", "supervised"): ("the finetuned model", "the small supervised network"),
+        ("probe", "supervised"): ("the probe on the pretrained encoder", "that network"),
     }
     sentences = []
     for pair, (subject, other) in subjects.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 from markupsafe import Markup
 
-from ecgfm.between_sources import BetweenSources
+from ecgfm.between_sources import JOINED, BetweenSources
 from ecgfm.report_template import MACROS
 
 SECTIONS = (
@@ -13,6 +13,9 @@ SECTIONS = (
     + """\
 <section>
 <h2>From one dataset to another</h2>
+{%- if joined %}
+<p class="note">Datasets that hold the same ECGs count as one, and are named together (=).</p>
+{%- endif %}
 {%- if b.left_out %}
 <h3>A probe that has not seen a dataset</h3>
 <div class="wide"><table>
@@ -48,11 +51,11 @@ labels: pretraining may have used the recordings.
 <tr><td>{{ row.fitted_on }}</td>
 {%- for cell in row.cells %}<td>
 {%- if cell is none %}&ndash;
-{%- elif cell.loss is none %}<strong>{{ cell.macro_f1.value | decimals }}</strong>
+{%- elif cell.difference is none %}<strong>{{ cell.macro_f1.value | decimals }}</strong>
 <small>{{ cell.macro_f1 | interval(false) }}</small><small>its own, {{ cell.labels | length | counted("finding")
 }}</small>
-{%- else %}{{ number(cell.macro_f1) }}<small>loss {{ cell.loss.value | signed }}</small>
-<small>{{ cell.loss | interval(true) }}</small><small>{{ cell.labels | length | counted("finding") }}</small>
+{%- else %}{{ number(cell.macro_f1) }}<small>{{ cell.difference.value | signed }} to its own</small>
+<small>{{ cell.difference | interval(true) }}</small><small>{{ cell.labels | length | counted("finding") }}</small>
 {%- endif %}</td>
 {%- endfor %}</tr>
 {%- endfor %}
@@ -81,4 +84,5 @@ def sections(environment: jinja2.Environment, between: BetweenSources | None) ->
         for origin in between.origins
         if any(fitted_on == origin for fitted_on, _ in cells)
     ]
-    return Markup(environment.from_string(SECTIONS).render(b=between, applied=applied, rows=rows))
+    joined = any(JOINED in origin for origin in between.origins)
+    return Markup(environment.from_string(SECTIONS).render(b=between, joined=joined, applied=applied, rows=rows))
