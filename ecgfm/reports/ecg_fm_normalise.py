@@ -82,28 +82,28 @@ def normalise(report: str) -> str:
 
 def rewrite(report: str) -> Rewritten:
     """`normalise`, with where each character comes from."""
-    rules = _rules()
+    of = rules()
     text = Rewritten(report)
-    rules.cut_tail(text)
+    of.cut_tail(text)
     _trim(text)
-    rules.acronyms.rewrite(text)
+    of.acronyms.rewrite(text)
     text.text = _lower(text.text)  # letter for letter: no edit
-    rules.phrases.rewrite(text)
+    of.phrases.rewrite(text)
     _name_the_ecg(text)
     _clean(text)
-    rules.inside_words.rewrite(text)
-    rules.words.rewrite(text)
+    of.inside_words.rewrite(text)
+    of.words.rewrite(text)
     _question_marks_and_commas(text)
-    rules.sentences.rewrite(text)
+    of.sentences.rewrite(text)
     _lead_lists(text)
     _join(text)
-    for family in rules.families:
+    for family in of.families:
         family.rewrite(text)
     _trim(text)
     return text
 
 
-class _InOrder:
+class InOrder:
     """Literal replacements, each over the whole text, one after the other: what one writes the next may rewrite.
 
     An automaton says which of them the text has, and after each rewriting which came up around what was written; the
@@ -162,7 +162,7 @@ class _InOrder:
         return edits
 
 
-class _AtOnce:
+class AtOnce:
     """Bordered literal replacements made in one go, longer ones first: none rewrites what another wrote."""
 
     def __init__(self, rules: Mapping[str, str]) -> None:
@@ -176,24 +176,28 @@ class _AtOnce:
 
 
 @dataclass(frozen=True)
-class _Rules:
+class Rules:
+    """The table of rules, compiled: see ecg_fm_normalise.yaml."""
+
     tails: tuple[str, ...]
-    acronyms: _InOrder
-    phrases: _InOrder
-    inside_words: _InOrder
-    words: _InOrder
-    sentences: _InOrder
-    families: tuple[_AtOnce, ...]
+    acronyms: InOrder
+    phrases: InOrder
+    inside_words: InOrder
+    words: InOrder
+    sentences: InOrder
+    families: tuple[AtOnce, ...]
 
     def cut_tail(self, text: Rewritten) -> None:
+        lowered = _lower(text.text)
         for tail in self.tails:
-            start = _lower(text.text).find(tail)
+            start = lowered.find(tail)
             if start >= 0:
-                text.apply([(start, len(text.text), "")])
+                text.apply([(start, len(lowered), "")])
+                lowered = lowered[:start]
 
 
 @cache
-def _rules() -> _Rules:
+def rules() -> Rules:
     """The rules of the file; it is part of the package, so that a mistake in it is a mistake of ours.
 
     Raises:
@@ -202,14 +206,14 @@ def _rules() -> _Rules:
     with RULES.open(encoding="utf-8") as file:
         given: dict[str, Any] = yaml.safe_load(file)
     inside = _by_spelling([given["inside_words"]])
-    return _Rules(
+    return Rules(
         tails=tuple(sorted(given["tails"], key=len, reverse=True)),
-        acronyms=_InOrder(_by_spelling([given["acronyms"]]), bordered=True),
-        phrases=_InOrder(_by_spelling([given["phrases"]]), bordered=False),
-        inside_words=_InOrder(dict(sorted(inside.items(), key=lambda rule: -len(rule[0]))), bordered=False),
-        words=_InOrder(_by_spelling(given["words"].values()), bordered=True),
-        sentences=_InOrder(_by_spelling([given["sentences"]]), bordered=False),
-        families=tuple(_AtOnce(family_rules(family)) for family in given["families"].values()),
+        acronyms=InOrder(_by_spelling([given["acronyms"]]), bordered=True),
+        phrases=InOrder(_by_spelling([given["phrases"]]), bordered=False),
+        inside_words=InOrder(dict(sorted(inside.items(), key=lambda rule: -len(rule[0]))), bordered=False),
+        words=InOrder(_by_spelling(given["words"].values()), bordered=True),
+        sentences=InOrder(_by_spelling([given["sentences"]]), bordered=False),
+        families=tuple(AtOnce(family_rules(family)) for family in given["families"].values()),
     )
 
 
@@ -255,8 +259,12 @@ def _lower(text: str) -> str:
 
 def _trim(text: Rewritten) -> None:
     whole = text.text
-    start = len(whole) - len(whole.lstrip())
-    text.apply([(start_, end, "") for start_, end in ((0, start), (len(whole.rstrip()), len(whole))) if start_ < end])
+    kept = len(whole.rstrip())
+    if kept < len(whole):
+        text.apply([(kept, len(whole), "")])
+    first = len(text.text) - len(text.text.lstrip())
+    if first:
+        text.apply([(0, first, "")])
 
 
 def _regular(pattern: str, new: Callable[[re.Match[str]], str] | str, *needs: str) -> Callable[[Rewritten], None]:
@@ -281,7 +289,7 @@ def _name_the_ecg(text: Rewritten) -> None:
     for ending in (" normal", " abnormal", " borderline"):
         if text.text.endswith(ending):
             end = len(text.text)
-            text.apply([(end - len(ending), end, f"{ending} ecg")])
+            text.apply([(end - len(ending) + 1, end, f"{ending[1:]} ecg")])
             return
 
 
