@@ -83,12 +83,14 @@ class Series:
 
     x, y: (point,); a y of NaN leaves a gap
     steps: the line goes flat to the left of each point, as a precision-recall curve does
+    points: no line but a mark at each point
     """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     steps: bool = False
+    points: bool = False
 
 
 @dataclass(frozen=True)
@@ -376,14 +378,16 @@ def _panel(axes: Any, panel: Panel, looks: dict[str, dict[str, Any]], handles: d
         axes.axhline(panel.level, color="#bbbbbb", linewidth=0.7)
     for series in panel.series:
         few = len(series.x) <= 12 and not panel.unit_square
+        look = {**looks[series.name], **({"linestyle": "none", "alpha": 0.45} if series.points else {})}
         (handles[series.name],) = axes.plot(
             series.x,
             series.y,
             drawstyle="steps-pre" if series.steps else "default",
             linewidth=1.3,
-            marker="o" if few else None,
+            marker="o" if few or series.points else None,
             markersize=3,
-            **looks[series.name],
+            markeredgewidth=0.0 if series.points else None,
+            **look,
         )
     axes.set_title(panel.title, color=_INK)
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label)

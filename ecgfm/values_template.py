@@ -1,0 +1,176 @@
+"""How the report on numbers looks. A module for the same reason as report_template.py; `values_report.render` fills it
+in."""
+
+TEMPLATE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>ECG model evaluation: {{ r.cohort.listed.keys() | join(", ") }}</title>
+<link rel="icon" href="data:,">
+<style>{{ style }}</style>
+</head>
+<body>
+<main>
+<header>
+<h1>ECG foundation model: evaluation</h1>
+<div class="quiet">{{ r.cohort.listed.keys() | join(", ") }} · {{ names | join("; ") }} ·
+{{ finetuned.n_records | counted("test record") }}</div>
+</header>
+
+<section>
+{%- if r.leak %}
+<p class="leak"><strong>The model knows the test split:</strong> {{ r.leak }}. These numbers are better than on
+recordings that it does not know.</p>
+{%- endif %}
+{%- if not r.training_is_known %}
+<p class="caution">What the encoder was trained on is not known: whether it has seen these records cannot be
+checked.</p>
+{%- endif %}
+<p class="lead">{{ summary }}</p>
+{%- for table in tables %}
+<div class="wide"><table>
+<thead><tr><th>{{ table.name }}, {{ table.n | counted("record") }}</th><th>mean absolute error</th>
+<th>root mean squared error</th><th>R²</th><th>Pearson r</th><th>mean error</th><th>limits of
+agreement</th></tr></thead>
+<tbody>
+{%- for name, s in table.models %}
+<tr><td>{{ name }}</td><td>{{ number(s.mean_absolute_error) }}</td><td>{{ number(s.root_mean_squared_error) }}</td>
+<td>{{ number(s.r2) }}</td><td>{{ number(s.pearson_r) }}</td><td>{{ number(s.mean_error, true) }}</td>
+<td>{% if s.lower_limit is none %}&ndash;{% else %}{{ s.lower_limit.value | signed }} to
+{{ s.upper_limit.value | signed }}{% endif %}</td></tr>
+{%- endfor %}
+{%- for name, d in table.differences %}
+<tr class="stays"><td>{{ name }}<small>paired difference; p {{ d.p | p }}, corrected {{ d.p_holm | p }}</small></td>
+<td>{{ number(d.mean_absolute_error, true) }}</td><td></td><td>{{ number(d.r2, true) }}</td><td></td><td></td>
+<td></td></tr>
+{%- endfor %}
+</tbody></table></div>
+{%- endfor %}
+{%- for sentence in comparison %}
+<p>{{ sentence }}</p>
+{%- endfor %}
+<p class="note">In small type: {{ confidence }} intervals, the middle of {{ r.n_replicates | count }} draws of the test
+split's patients with replacement, the same ones for all models. p is two-sided, of the mean absolute errors, by the
+same
+draws; corrected (Holm) over all differences.</p>
+{%- if small %}
+<p class="caution">{{ small }}</p>
+{%- endif %}
+</section>
+
+<section>
+<h2>Predicted and true</h2>
+{%- for pictures in agreement %}
+<figure>{{ pictures }}</figure>
+{%- endfor %}
+<p class="note">The finetuned model on the test split, a point a record.{{ drawn }} On the right the error over the mean
+of both (Bland and Altman 1986): dashed the mean error, dotted the limits within which 95 % of errors lie where they are
+normal and alike at all sizes. A slope there says that extremes are pulled towards the mean.</p>
+</section>
+
+{%- if r.parts %}
+<section>
+<h2>In parts of the test split</h2>
+{%- for table in tables %}
+<div class="wide"><table>
+<thead><tr><th>{{ table.name }}</th><th class="words">part</th><th>records</th><th>patients</th>
+<th>mean absolute error</th><th>mean error</th><th>R²</th></tr></thead>
+<tbody>
+{%- for by, part, s, n_patients in table.parts %}
+<tr><td>{{ by }}</td><td class="words">{{ part }}</td><td>{{ s.n | count }}</td><td>{{ n_patients | count }}</td>
+<td>{{ number(s.mean_absolute_error) }}</td><td>{{ number(s.mean_error, true) }}</td><td>{{ number(s.r2) }}</td></tr>
+{%- endfor %}
+</tbody></table></div>
+{%- endfor %}
+<p class="note">The finetuned model. A part in which the truth varies little has a low R² however small its errors:
+compare parts by their errors.</p>
+</section>
+{%- endif %}
+
+<section>
+<h2>Records in and out</h2>
+<figure class="cohort">{{ diagram }}</figure>
+<div class="wide"><table>
+<thead><tr><th>Split</th><th>records</th><th>patients</th><th>segments</th><th>pairs for pretraining</th>
+<th>labelled records</th><th>labelled segments</th></tr></thead>
+<tbody>
+{%- for split, c in r.cohort.splits.items() %}
+<tr><td>{{ split }}</td><td>{{ c.records | count }}</td>
+<td>{{ (c.known_patients | count) if c.known_patients else "unknown" }}</td>
+<td>{{ c.segments | count }}</td><td>{{ "none" if c.pairs is none else c.pairs | count }}</td>
+<td>{{ c.labelled_records | count }}</td><td>{{ c.labelled_segments | count }}</td></tr>
+{%- endfor %}
+</tbody></table></div>
+<p class="note">{{ n_listed | count }} listed = {{ n_prepared | count }} prepared + {{ n_rejected | count }} rejected
+{%- if n_rejected %} ({{ reasons(r.cohort.rejected) }}){% endif %};
+{{ n_prepared | count }} prepared = {{ n_split | count }} in a split + {{ n_excluded | count }} left out
+{%- if n_excluded %} ({{ reasons(r.cohort.excluded) }}){% endif %}.</p>
+<div class="wide"><table>
+<thead><tr><th>label</th><th class="words">split</th><th>known records</th><th>mean</th><th>standard deviation</th></tr>
+</thead><tbody>
+{%- for table in tables %}{% for split, n, mean, deviation in table.splits %}
+<tr><td>{{ table.name }}</td><td class="words">{{ split }}</td><td>{{ n | count }}</td><td>{{ mean }}</td>
+<td>{{ deviation }}</td></tr>
+{%- endfor %}{% endfor %}
+</tbody></table></div>
+{%- if r.dropped %}
+<p>Left out before training:
+{% for name, why in r.dropped.items() %}{{ name }} ({{ why }}){{ "; " if not loop.last }}{% endfor %}.</p>
+{%- endif %}
+</section>
+
+<section>
+<h2>Training</h2>
+{%- for training in trainings %}
+<h3>{{ training.name }}</h3>
+<figure>{{ training.figure }}<figcaption>{{ training.caption }}</figcaption></figure>
+{%- endfor %}
+</section>
+
+<section>
+<h2>What was trained</h2>
+{%- for training in trainings %}
+<h3>{{ training.name }}</h3>
+<div class="wide"><table><tbody>
+{%- for name, value in training.facts %}<tr><td class="quiet">{{ name }}</td><td class="words">{{ value
+}}</td></tr>{% endfor %}
+</tbody></table></div>
+<dl class="config">
+{%- for name, value in training.config %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}
+</dl>
+{%- endfor %}
+<h3>Baselines</h3>
+<p>{{ baselines }}</p>
+</section>
+
+{{ cost_mark }}
+
+<section>
+<h2>How to read this, and its limits</h2>
+<ul>
+<li><strong>Not a medical device.</strong> This page describes a model under development. Nothing here may guide the
+care
+of a patient.</li>
+<li><strong>The mean absolute error</strong> is in the label's own unit: how far off a prediction is on average. The
+root
+mean squared error counts large errors more.</li>
+<li><strong>R²</strong> is the share of the variance among these records that is explained: 0 is no better than knowing
+their mean, below 0 is worse. It depends on how much they vary: compare it only on the same records.</li>
+<li><strong>Pearson's r</strong> is blind to a constant or proportional error; the mean error and the limits of
+agreement
+show it.</li>
+<li><strong>The intervals</strong> cover the chance of having these patients rather than others from the same source;
+they
+do not cover another training run, another hospital, or errors in the labels.</li>
+<li><strong>A record's number</strong> is the mean over its segments.</li>
+</ul>
+</section>
+</main>
+<script>{{ script }}</script>
+</body>
+</html>
+"""
