@@ -15,12 +15,13 @@ import yaml
 
 from ecgfm import checkpoints
 from ecgfm.attribution import for_display, integrated_gradients
-from ecgfm.config import EvaluateConfig, ModelConfig
+from ecgfm.cards import DataFacts, ModelFacts, TrainingFacts
+from ecgfm.config import EvaluateConfig, ModelConfig, to_dict
 from ecgfm.contracts import read_table, read_tables
 from ecgfm.data import Shards, in_order, load, standardise
 from ecgfm.drawing import LONG_SECONDS, drawn_seconds
 from ecgfm.html_report import Cohort, DrawnEcg, SplitCounts, Training
-from ecgfm.label_space import LabelSpace
+from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.model import Classifier
 from ecgfm.predict import Labelled, saliency
 from ecgfm.shards import ShardReader
@@ -169,6 +170,27 @@ def _epochs(checkpoint: checkpoints.Checkpoint) -> str:
 def _rows(directory: Path) -> list[dict[str, Any]]:
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def read_card_facts(
+    inputs: Mapping[str, Any],
+    finetuned: checkpoints.Checkpoint,
+    pretrained: checkpoints.Checkpoint,
+    used: LabelSpace,
+    trainings: Sequence[Training],
+) -> tuple[ModelFacts, DataFacts]:
+    """What the cards say, but for the numbers. inputs: of the evaluation; used: the labels that are evaluated"""
+    model = ModelFacts(
+        meta=to_dict(finetuned.meta),
+        digest=f"sha256:{checkpoints.digest(finetuned.state)}",
+        n_parameters=sum(tensor.numel() for tensor in finetuned.state.values()),
+        architecture=_architecture(finetuned.model_config),
+        encoder_data=pretrained.meta.training_data,
+        trainings=[TrainingFacts(one.name, one.facts, one.config) for one in trainings],
+    )
+    facts = [json.loads((one / "stage.json").read_bytes()) for one in inputs["slices"]]
+    tables = {name: json.loads((inputs[name] / "stage.json").read_bytes()) for name in ("splits", "labels")}
+    return model, DataFacts(facts, tables, read_label_space(inputs["labels"] / "label_space.yaml"), used)
 
 
 def choose_records(probabilities: np.ndarray, truth: np.ndarray, is_normal: np.ndarray, n: int) -> list[Choice]:

@@ -95,7 +95,7 @@ def report(n: int = 80, seed: int = 0) -> Report:
     truth[2, 0] = np.nan
     predictions = {
         name: 1 / (1 + np.exp(-(random.normal(size=truth.shape) + shift * np.nan_to_num(truth) - 1)))
-        for name, shift in (("finetuned", 2.5), ("probe", 1.0), ("probe_random", 0.9))
+        for name, shift in (("finetuned", 2.5), ("probe", 1.0), ("probe_random", 0.9), ("supervised", 0.8))
     }
     patients = [f"p{row // 2}" for row in range(n)]
     scores = compare(truth, predictions, LABELS, patients, differences=list(DIFFERENCES), n_replicates=200)
