@@ -18,7 +18,7 @@ import polars as pl
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from ecgfm.contracts import read_table
+from ecgfm.contracts import read_tables
 from ecgfm.ecg import InputError
 
 _RECORD, _PATIENT = b"ecgfm record", b"ecgfm patient"  # what the digests are salted with: 16 bytes at most
@@ -103,10 +103,8 @@ def seen_in(manifests: Path, kind: str) -> Seen:
     kind: `cmsc` (pretraining) or `labelled` (finetuning)
     """
     contract = {"cmsc": "pairs", "labelled": "labelled_segments"}[kind]
-    columns = ["record_id", "patient_id"]
-    known = pl.concat(
-        read_table(manifests / f"{kind}_{split}.parquet", contract).select(columns) for split in ("train", "valid")
-    )
+    tables = [manifests / f"{kind}_{split}.parquet" for split in ("train", "valid")]
+    known = pl.concat(read_tables([table], contract, ("record_id", "patient_id")) for table in tables)
     return Seen.of(known["record_id"].unique(), known["patient_id"].unique())
 
 
