@@ -97,14 +97,22 @@ class Transfer:
     labels: tuple[TransferredLabel, ...]
 
 
+class Untold(NamedTuple):
+    """What cannot be told of an origin, or of one's thresholds on another ("one on other"), and why, in words."""
+
+    of: str
+    why: str
+
+
 @dataclass(frozen=True)
 class BetweenSources:
-    """Two or more origins. missing: what could not be told, "what: why" in words"""
+    """Two or more origins, and of which of them there is no probe and no threshold."""
 
     origins: tuple[str, ...]
     left_out: tuple[LeftOutOrigin, ...]
     transfers: tuple[Transfer, ...]
-    missing: tuple[str, ...]
+    no_probe: tuple[Untold, ...]
+    no_threshold: tuple[Untold, ...]
 
 
 def origins(records: pl.DataFrame, duplicates: pl.DataFrame) -> dict[str, str]:
@@ -131,7 +139,7 @@ def leave_one_out(
     n_replicates: int,
     confidence: float,
     seed: int,
-) -> tuple[list[LeftOutOrigin], list[str]]:
+) -> tuple[list[LeftOutOrigin], list[Untold]]:
     """The linear probe fitted without one origin's train and valid records, scored on its test records, for each one.
 
     It is compared with the probe fitted on all, which has the same labels and is scored on the same records. What is
@@ -150,24 +158,24 @@ def leave_one_out(
     taught = _with_both(train.truth)
     seen = np.full(test.truth.shape, np.nan)
     seen[:, taught] = _probe(embeddings, records, labels, taught)
-    found, missing = [], []
+    found, untold = [], []
     for origin in sorted(set(np.concatenate([train.origins, test.origins]).tolist())):
         others = {split: one.origins != origin for split, one in records.items()}
         own = test.of(~others["test"])
         n_train = int((~others["train"]).sum())
         columns = _with_both(train.truth[others["train"]])
         reasons = {
-            f"it has {counted(len(own.origins), 'test record')}": len(own.origins) < MIN_RECORDS,
-            "it has no train records": not n_train,
-            "its test records have both classes of no label that the others teach": not (
+            _counted(len(own.origins), "test record"): len(own.origins) < MIN_RECORDS,
+            "no train records": not n_train,
+            "no label that the others teach has both classes in its test records": not (
                 columns & _with_both(own.truth)
             ).any(),
-            "no label has both classes in the other valid records": not _with_both(
+            "no label has both classes in the others' valid records": not _with_both(
                 valid.truth[others["valid"]][:, columns]
             ).any(),
         }
         if why := next((reason for reason, holds in reasons.items() if holds), None):
-            missing.append(f"the probe without {origin}: {why}")
+            untold.append(Untold(origin, why))
             continue
         rest = {split: records[split].of(others[split]) for split in ("train", "valid")} | {"test": own}
         some = {split: embeddings[split][others[split]] for split in ("train", "valid")}
@@ -187,7 +195,7 @@ def leave_one_out(
         found.append(
             LeftOutOrigin(origin, n_train, scores["seen"], scores["unseen"], scores["unseen - seen"], not_learnt)
         )
-    return found, missing
+    return found, untold
 
 
 def transfer_thresholds(
@@ -200,11 +208,12 @@ def transfer_thresholds(
     n_replicates: int,
     confidence: float,
     seed: int,
-) -> tuple[list[Transfer], list[str]]:
+) -> tuple[list[Transfer], list[Untold]]:
     """Thresholds of best F1 on one origin's valid records, applied to the test records of every origin.
 
     A label has a threshold of an origin where its valid records there have both classes. Returns also what could not
-    be told, and why: an origin is left out that has fewer than `MIN_RECORDS` valid or test records.
+    be told, and why: an origin is left out that has fewer than `MIN_RECORDS` valid or test records. Of one origin alone
+    nothing is told.
 
     valid_probabilities, test_probabilities: (record, label) of one model
     """
@@ -217,24 +226,24 @@ def transfer_thresholds(
             [best_f1_threshold(truth[:, k], said[:, k]) if both else np.nan for k, both in enumerate(_with_both(truth))]
         )
     found = []
-    missing, fitted = [], []
+    untold, fitted = [], []
     for origin in names:
         n_valid, n_test = (int((one.origins == origin).sum()) for one in (valid, test))
         if min(n_valid, n_test) < MIN_RECORDS:
-            n_records = f"{counted(n_valid, 'valid record')} and {counted(n_test, 'test record')}"
-            missing.append(f"the thresholds of {origin}: it has {n_records}")
+            n_records = f"{_counted(n_valid, 'valid record')} and {_counted(n_test, 'test record')}"
+            untold.append(Untold(origin, n_records))
         elif np.isnan(thresholds[origin]).all():
-            missing.append(f"the thresholds of {origin}: no label has both classes in its valid records")
+            untold.append(Untold(origin, "no label has both classes in its valid records"))
         else:
             fitted.append(origin)
-    for origin in fitted:
+    for origin in fitted if len(fitted) > 1 else ():
         rows = test.origins == origin
         own, said = test.of(rows), test_probabilities[rows]
         usable = (own.truth == 1).any(axis=0) & ~np.isnan(thresholds[origin])
         for other in fitted:
             columns = np.flatnonzero(usable & ~np.isnan(thresholds[other]))
             if not len(columns):
-                missing.append(f"the thresholds of {other} on {origin}: no label has both and a positive there")
+                untold.append(Untold(f"{other} on {origin}", "no label has thresholds of both and a positive there"))
                 continue
             called = {name: said[:, columns] >= thresholds[name][columns] for name in (origin, other)}
             macro_f1, difference = _macro_f1(
@@ -256,10 +265,10 @@ def transfer_thresholds(
                     ),
                 )
             )
-    return found, missing
+    return found, untold
 
 
-def counted(n: int, noun: str) -> str:
+def _counted(n: int, noun: str) -> str:
     """A number of things in words."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 

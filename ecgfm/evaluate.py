@@ -282,7 +282,7 @@ def _between(
     transfers, not_applied = transfer_thresholds(
         of_split["valid"], predictions["valid"], of_split["test"], predictions["test"], space.names, **draws
     )
-    return BetweenSources(names, tuple(left_out), tuple(transfers), (*untold, *not_applied))
+    return BetweenSources(names, tuple(left_out), tuple(transfers), tuple(untold), tuple(not_applied))
 
 
 def _of_rows(labelled: Labelled, rows: np.ndarray) -> Labelled:

@@ -65,9 +65,10 @@ dataset, applied to the test records of each. In bold a dataset's own; below eve
 that is than the own thresholds give for the same findings on the same records. Sensitivity and specificity of each
 finding, with counts, are in metrics.json.</p>
 {%- endif %}
-{%- if b.missing %}
-<p class="caution">Could not be told: {{ b.missing | join("; ") }}.</p>
-{%- endif %}
+{%- for what, untold in (("probe without", b.no_probe), ("thresholds of", b.no_threshold)) if untold %}
+<p class="note">No {{ what }}: {% for one in untold %}{{ one.of }} ({{ one.why }}){{ "; " if not loop.last }}{% endfor
+%}.</p>
+{%- endfor %}
 </section>
 """
 )
