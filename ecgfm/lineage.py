@@ -19,7 +19,8 @@ from ecgfm.config import Pipeline, content_of
 from ecgfm.ecg import InputError
 from ecgfm.files import digest_of, sha256_of
 from ecgfm.fingerprints import code_digests
-from ecgfm.pipeline import PREPARE, SOURCE_TABLE, STAGE_NAMES, SYNTHESIZE
+from ecgfm.pipeline import EVALUATE, PREPARE, SOURCE_TABLE, STAGE_NAMES, SYNTHESIZE
+from ecgfm.runs import FACTS, REPORT
 
 _BESIDE = ("stage.json", "raw_files.json")  # what the store writes beside what the stage wrote
 
@@ -171,6 +172,8 @@ def lineage_of(path: Path) -> Lineage:
         InputError: there is no such file, it is in no output of a data directory, or an earlier version made that.
     """
     file = Path(os.path.realpath(path))
+    if file.name == REPORT and (file.parent / FACTS).is_file():  # a run's page is that of its evaluation
+        file = Path(os.path.realpath(file.parent / EVALUATE.name / REPORT))
     directory = _output_of(path, file)
     data_dir = directory.parents[2]
     reader = _Reader(data_dir)

@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote
 import yaml
 
 from ecgfm.config import Pipeline, to_dict
+from ecgfm.cost import as_json, ledger, put_in
 from ecgfm.ecg import InputError
 from ecgfm.files import naming, writing_data_dir
 from ecgfm.pipeline import Selection, Walker, make_all, walk
@@ -32,6 +33,9 @@ from ecgfm.stages import Output, Request, Store, is_held
 FACTS = "run.json"
 LOCK = ".lock"
 KEEP = "keep"
+REPORT = "report.html"  # in a run's folder: the evaluation's page, and what it cost
+COST = "cost.json"
+CARDS = frozenset({"model_card.md", "data_card.json"})
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ def keep(store: Store, run: Run, kept: bool = True) -> None:
 def recorded_run(
     data_dir: Path, pipeline: str, config: Pipeline, walker: Walker, raw: Mapping[str, Path]
 ) -> Iterator[Path]:
-    """Around one walk: `runs/<pipeline>/<time>/` with its config, its log and links to what it uses.
+    """Around one walk: `runs/<pipeline>/<time>/` with its config, its log, links to what it uses, what that cost, and
+    its report with that.
 
     `runs/<pipeline>/latest` points at the newest that ended. Links are relative, so that a data directory can be moved.
     """
@@ -175,14 +180,19 @@ def recorded_run(
         logging.getLogger("ecgfm").removeHandler(log)
         log.close()
         walker.store.check()
+        seconds = round(time.monotonic() - started, 3)
+        spent = ledger([(request, output) for request, output in walker.made if isinstance(output, Output)])
         for request, output in walker.made:
             if isinstance(output, Output):
                 facts["stages"].append(_came_of(request, output, walker.reasons.get(request.name, "")))
-                if "report.html" in output.files:
-                    _link(run / "report.html", output.directory / "report.html")
+                if REPORT in output.files:
+                    page = (output.directory / REPORT).read_text(encoding="utf-8")
+                    (run / REPORT).write_text(put_in(page, spent, seconds), encoding="utf-8")
+                for name in CARDS & output.files.keys():
+                    _link(run / name, output.directory / name)
             else:  # not selected, and not there
                 _link_of(run, request).unlink(missing_ok=True)
-        seconds = round(time.monotonic() - started, 3)
+        (run / COST).write_text(json.dumps(as_json(spent, seconds), indent=1) + "\n", encoding="utf-8")
         _write(run, facts | {"state": state, **more, "ended_at": _now(), "seconds": seconds})
         _point_latest_at(run)
 
@@ -231,9 +241,9 @@ class _Log(logging.FileHandler):
 
 def report_of(data_dir: Path, pipeline: str, evaluated: Path) -> Path:
     """Where the report of an evaluation lies: in the newest run that it belongs to, else in its output directory."""
-    report = evaluated / "report.html"
-    runs = sorted((data_dir / "runs" / pipeline).glob("[0-9]*/report.html"), reverse=True)
-    return next((link for link in runs if link.exists() and link.samefile(report)), report)
+    pages = sorted((data_dir / "runs" / pipeline).glob(f"[0-9]*/{REPORT}"), reverse=True)
+    mine = (page for page in pages if (page.parent / evaluated.parent.name).resolve() == evaluated.resolve())
+    return next(mine, evaluated / REPORT)
 
 
 def _read(directory: Path) -> Run | None:

@@ -25,7 +25,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from typing import Any
 from ecgfm import own_process
 from ecgfm.config import content_of
 from ecgfm.ecg import InputError
+from ecgfm.energy import Meter, cuda_devices, forget_peak_memory, peak_memory
 from ecgfm.files import KEY_LENGTH, digest_of, naming, sha256_of, sync, sync_and_hash, writing_data_dir
 from ecgfm.fingerprints import Input, RawTree, code_digests, differences, looks_below
 from ecgfm.own_process import Facts, ProcessFailed
@@ -55,6 +56,7 @@ class Stage:
     volatile: patterns of output files that differ from run to run (times); they do not enter the digest
     resumable: a killed run's partial output is handed to the next run instead of being removed
     own_process: runs in a process group of its own (training)
+    many: several are made at a time on one machine (slices): what it used meanwhile is not that of one
     chosen_code: modules that import alternatives, of which a request names its own (`Request.code`)
     """
 
@@ -64,6 +66,7 @@ class Stage:
     volatile: tuple[str, ...] = ()
     resumable: bool = False
     own_process: bool = False
+    many: bool = False
     chosen_code: frozenset[str] = frozenset()
 
 
@@ -133,6 +136,7 @@ class Output:
     seconds: float
     made_at: str  # ISO 8601, UTC
     cached: bool = False  # it was there already
+    cost: Mapping[str, Any] = field(default_factory=dict)  # device, peak_memory_bytes, energy_j: as far as known
 
     def select(self, *patterns: str) -> Input:
         """The files that match one of the patterns; the stage gets the directory."""
@@ -190,11 +194,13 @@ class Store:
                 shutil.rmtree(partial)
             partial.mkdir(exist_ok=True)
             started = time.monotonic()
+            forget_peak_memory()
+            meter = Meter([] if request.stage.many else None)
             try:
                 function = _import(request.stage.function)
                 paths = {name: _paths(given) for name, given in request.inputs.items()}
                 try:
-                    with naming(partial):
+                    with naming(partial), meter:
                         counts = function(paths, request.config, partial)
                 except Exception:
                     self.check()  # where a drive is gone, that is what went wrong
@@ -203,7 +209,7 @@ class Store:
                 self.check()
                 request.check_raw()
                 with naming(partial):
-                    self._commit(request, partial, dict(counts or {}), time.monotonic() - started)
+                    self._commit(request, partial, dict(counts or {}), time.monotonic() - started, _cost(meter))
             except BaseException as error:
                 if not request.stage.resumable:
                     shutil.rmtree(partial, ignore_errors=True)  # gone already where the commit got as far as that
@@ -334,7 +340,9 @@ class Store:
         self._histories.pop(place.parent.name, None)
         return _output(place, name, json.loads((place / "stage.json").read_bytes()), cached=False)
 
-    def _commit(self, request: Request, partial: Path, counts: dict[str, int], seconds: float) -> None:
+    def _commit(
+        self, request: Request, partial: Path, counts: dict[str, int], seconds: float, cost: Mapping[str, Any]
+    ) -> None:
         files: dict[str, dict[str, Any]] = {}
         manifest = partial / "stage.json"
         beside = (manifest, partial / RAW_FILES)  # which a resumed run may have left
@@ -354,6 +362,7 @@ class Store:
             "files": files,
             "counts": counts,
             "seconds": round(seconds, 3),
+            "cost": cost,
             "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": {"python": platform.python_version()} | _versions(),
         }
@@ -521,4 +530,15 @@ def _versions() -> dict[str, str]:
 
 def _output(place: Path, name: str, facts: Mapping[str, Any], cached: bool) -> Output:
     files = {path: file["sha256"] for path, file in facts["files"].items() if not file.get("volatile")}
-    return Output(place, name, files, facts["counts"], facts["seconds"], facts["made_at"], cached)
+    cost = facts.get("cost", {})  # of an earlier version it is not known
+    return Output(place, name, files, facts["counts"], facts["seconds"], facts["made_at"], cached, cost)
+
+
+def _cost(meter: Meter) -> dict[str, Any]:
+    """What the making of an output took beside time, as far as this machine tells it."""
+    peak = peak_memory()
+    return {
+        "device": ", ".join(cuda_devices()) or "CPU",
+        **({} if peak is None else {"peak_memory_bytes": peak}),
+        **({"energy_j": {part: round(joules, 1) for part, joules in meter.joules.items()}} if meter.joules else {}),
+    }

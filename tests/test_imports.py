@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fingerprints": {*WORDS, "files"},
     "processes": {"config"},
     "own_process": {"ecg", "files"},
-    "stages": {*WORDS, "files", "fingerprints", "own_process", "processes"},
+    "energy": set(),
+    "stages": {*WORDS, "energy", "files", "fingerprints", "own_process", "processes"},
     # published archives
     "archives": {"ecg"},
     "transfer": {"archives"},
@@ -105,9 +106,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # the DAG
     "pipeline": {*WORDS, "files", "stages", "fingerprints", "own_process", "processes", "prepare"},
-    "runs": {*WORDS, "files", "stages", "pipeline"},
+    "cost": {"report_template", "stages"},
+    "runs": {*WORDS, "cost", "files", "stages", "pipeline"},
     "housekeeping": {"files", "pipeline", "runs", "stages"},
-    "lineage": {*WORDS, "files", "fingerprints", "pipeline"},
+    "lineage": {*WORDS, "files", "fingerprints", "pipeline", "runs"},
     "bench_prepare": {*RECORDS, "files", "pipeline", "prepare", "processes", "stages", "synthesize", "synthetic_ecg"},
     "bench_label": {*WORDS, "label_reports", "reports"},
     "bench_tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
