@@ -36,7 +36,7 @@ TRAINING_FILES = ("timings.jsonl", "tensorboard/*")
 
 SYNTHESIZE = Stage("synthesize", "ecgfm.synthesize:synthesize")
 LIST = Stage("list", "ecgfm.prepare:list_source", chosen_code=SOURCE_TABLE)
-PREPARE = Stage("prepare", "ecgfm.prepare:prepare_slice", chosen_code=SOURCE_TABLE)
+PREPARE = Stage("prepare", "ecgfm.prepare:prepare_slice", many=True, chosen_code=SOURCE_TABLE)
 AUDIT = Stage("audit", "ecgfm.audit:audit")
 SPLITS = Stage("splits", "ecgfm.splits:make_splits")
 LABELS = Stage("labels", "ecgfm.labels:make_labels", chosen_code=SOURCE_TABLE)
@@ -212,6 +212,7 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
             {
                 "slices": [made.select("*") for made in slices],
                 "splits": splits.select("splits.parquet", "cohort.json"),
+                "labels": labels.select("labels.parquet", "label_space.yaml"),
                 "audit": audited.select("duplicates.parquet"),
                 "manifests": manifests.select("*"),
                 "pretrain": start,
