@@ -15,6 +15,7 @@ import polars as pl
 from ecgfm.calibration import Average, Calibration, Decisions, averages, calibration, decisions
 from ecgfm.challenge_score import ChallengeScores, challenge_scores
 from ecgfm.metrics import AreaReplicates, bootstrap_areas
+from ecgfm.multiclass import ClassAccuracy, class_accuracy, most_probable
 from ecgfm.significance import PairedTest, paired_tests
 from ecgfm.subgroups import PartScores, parts, score_parts
 
@@ -42,6 +43,7 @@ class Assessment:
 
     averages: by model that decides, `auroc`, `auprc` and `f1`
     challenge: None where the labels are not those of the Challenge
+    classes: how often the most probable label is right, of labels that exclude each other; None of others
     tests: between models, corrected
     parts: of the test split
     """
@@ -53,6 +55,7 @@ class Assessment:
     challenge: ChallengeScores | None
     tests: tuple[PairedTest, ...]
     parts: tuple[PartScores, ...]
+    classes: ClassAccuracy | None = None
 
 
 def assess(
@@ -62,6 +65,7 @@ def assess(
     thresholds: Sequence[float],
     pairs: Sequence[tuple[str, str]],
     *,
+    exclusive: bool = False,
     n_replicates: int,
     confidence: float,
     seed: int,
@@ -71,21 +75,23 @@ def assess(
     by_model: (record, label) probabilities
     of_model: whose decisions at `thresholds` (label,) are assessed, chosen on other records
     pairs: of models to test against each other
+    exclusive: the labels exclude each other: the most probable is called, and thresholds are not looked at
     """
     draws = {"n_replicates": n_replicates, "seed": seed}
     rule: dict[str, Any] = {**draws, "confidence": confidence}
     areas = bootstrap_areas(test.truth, by_model, test.patients, n_replicates=n_replicates, seed=seed)
     probabilities = by_model[of_model]
     common = (test.truth, probabilities, test.labels, test.patients)
-    called = probabilities >= np.asarray(thresholds)
+    called = most_probable(probabilities) if exclusive else probabilities >= np.asarray(thresholds)
     assessed = Assessment(
         of_model,
-        averages(*common, thresholds, areas[of_model], confidence=confidence, seed=seed),
-        decisions(*common, thresholds, **rule),
+        averages(*common, thresholds, areas[of_model], called=called, confidence=confidence, seed=seed),
+        decisions(*common, thresholds, called=called, **rule),
         calibration(*common, **rule),
         challenge_scores(test.truth, probabilities, called, test.codes, test.patients, **rule),
         paired_tests(areas, pairs, test.truth, test.labels, confidence=confidence),
         tuple(score_parts(parts(test.records, test.quality), *common, **rule)),
+        class_accuracy(test.truth, probabilities, test.patients, **rule) if exclusive else None,
     )
     return assessed, areas
 

@@ -33,6 +33,12 @@ SECTIONS = (
 <tr><td>{{ measures[name] }}</td><td>{{ number(average.macro) }}</td><td>{{ number(average.weighted) }}</td>
 <td>{{ number(average.micro) }}</td><td>{{ average.labels }}</td></tr>
 {%- endfor %}
+{%- if a.classes %}
+<tr class="stays"><td>Accuracy<small>the most probable is right; {{ a.classes.n | counted("record") }}</small></td>
+<td></td><td></td><td>{{ number(a.classes.accuracy) }}</td><td></td></tr>
+<tr class="stays"><td>Balanced accuracy<small>mean over the findings of the share that is right</small></td>
+<td>{{ number(a.classes.balanced_accuracy) }}</td><td></td><td></td><td></td></tr>
+{%- endif %}
 {%- if a.challenge %}
 <tr class="stays"><td>Challenge 2021 score<small>{{ a.challenge.n_records | counted("record") }}{%
 if a.challenge.missing %}, without
@@ -57,7 +63,8 @@ compared with published ones.{% endif %}</p>
 <td>{{ number(d.ppv) }}</td><td>{{ number(d.npv) }}</td><td>{{ number(d.f1) }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
-<p class="note">At the thresholds that the checkpoint holds, fitted on the valid split. PPV and NPV depend on how common
+<p class="note">{% if a.classes %}The findings exclude each other: the most probable one is called.{% else
+%}At the thresholds that the checkpoint holds, fitted on the valid split.{% endif %} PPV and NPV depend on how common
 a finding is among these records.</p>
 </section>
 
@@ -130,7 +137,7 @@ positives ({{ shot_labels }}).</figcaption></figure>
 """
 )
 
-MEASURES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1 at the thresholds"}
+MEASURES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1 of the decisions"}
 
 
 def sections(

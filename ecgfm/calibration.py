@@ -314,6 +314,7 @@ def decisions(
     patients: Sequence[str | None],
     thresholds: Sequence[float],
     *,
+    called: np.ndarray | None = None,
     n_replicates: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -322,13 +323,16 @@ def decisions(
 
     truth: (record, label) 0, 1, or NaN for unknown; probabilities: (record, label); patients: (record,), None where
         unknown; thresholds: (label,), chosen on other records than these
+    called: (record, label) bool, the decisions where they are not made at thresholds, which then are NaN: of labels
+        that exclude each other
 
     Raises:
         ValueError: shapes that do not belong together, a truth that is not 0, 1 or NaN, a probability that is NaN.
     """
     _check_shapes(truth, labels, patients)
     check_scores(truth, probabilities)
-    outcomes = _outcomes(truth, probabilities, thresholds)
+    decided = _decided(probabilities, thresholds) if called is None else called
+    outcomes = _outcomes(truth, decided)
 
     def measures(weights: np.ndarray) -> np.ndarray:
         return _of_counts(*(outcome @ weights for outcome in outcomes))
@@ -339,7 +343,7 @@ def decisions(
             label,
             int((~np.isnan(truth[:, k])).sum()),
             int((truth[:, k] == 1).sum()),
-            operating_point(truth[:, k], probabilities[:, k], float(thresholds[k])),
+            operating_point(truth[:, k], decided[:, k], True)._replace(threshold=float(thresholds[k])),
             *(estimate(float(points[i, k]), replicates[i, k], confidence) for i in range(len(MEASURES))),
         )
         for k, label in enumerate(labels)
@@ -354,6 +358,7 @@ def averages(
     thresholds: Sequence[float],
     areas: AreaReplicates,
     *,
+    called: np.ndarray | None = None,
     min_positives: int = 1,
     confidence: float = 0.95,
     seed: int = 0,
@@ -365,6 +370,7 @@ def averages(
     the positives in it. These are scikit-learn's averages where every label has both classes.
 
     areas: of the same model, from `metrics.bootstrap_areas` with this seed; it says how many replicates there are
+    called: as of `decisions`
 
     Raises:
         ValueError: as `decisions`, and a min_positives below 1.
@@ -374,7 +380,7 @@ def averages(
     _check_shapes(truth, labels, patients)
     check_scores(truth, probabilities)
     known, positives = (~np.isnan(truth)).sum(axis=0), (truth == 1).sum(axis=0)
-    outcomes = _outcomes(truth, probabilities, thresholds)
+    outcomes = _outcomes(truth, _decided(probabilities, thresholds) if called is None else called)
     pooled_rows = np.flatnonzero(~np.isnan(truth).ravel())
     pooled = rank(truth.ravel(), probabilities.ravel())
     record = pooled.rows // max(1, truth.shape[1])  # of each pair of record and label, in the order of their scores
@@ -439,13 +445,18 @@ def _bootstrap(
     return points[..., 0], replicates
 
 
-def _outcomes(truth: np.ndarray, probabilities: np.ndarray, thresholds: Sequence[float]) -> list[np.ndarray]:
+def _decided(probabilities: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """(record, label) bool: what is called present."""
+    if len(thresholds) != probabilities.shape[1]:
+        raise ValueError(f"expected a threshold for each of {probabilities.shape[1]} labels, found {len(thresholds)}")
+    return np.asarray(probabilities >= np.asarray(thresholds))
+
+
+def _outcomes(truth: np.ndarray, called: np.ndarray) -> list[np.ndarray]:
     """Four (label, record) float64 of 0 and 1: true positive, false negative, false positive, true negative."""
-    if len(thresholds) != truth.shape[1]:
-        raise ValueError(f"expected a threshold for each of {truth.shape[1]} labels, found {len(thresholds)}")
-    present, absent, called = (truth == 1).T, (truth == 0).T, (probabilities >= np.asarray(thresholds)).T
+    present, absent = (truth == 1).T, (truth == 0).T
     return [
-        (of & (called if is_called else ~called)).astype(np.float64)
+        (of & (called.T if is_called else ~called.T)).astype(np.float64)
         for of, is_called in ((present, True), (present, False), (absent, True), (absent, False))
     ]
 

@@ -132,7 +132,9 @@ def model_card(of: ModelFacts, metrics: Mapping[str, Any]) -> str:
         "",
         "- AUROC: the chance that a record with the label gets a higher probability than one without. AUPRC: average "
         "precision, which depends on how common the label is.",
-        "- Decisions: at thresholds that were fitted on the valid split and travel with the weights.",
+        "- Decisions: the most probable label is called, for they exclude each other."
+        if metrics["assessment"].get("classes")
+        else "- Decisions: at thresholds that were fitted on the valid split and travel with the weights.",
         f"- Intervals: {100 * metrics['bootstrap']['confidence']:g} %, from "
         f"{metrics['bootstrap']['replicates']:,} replicates: {metrics['bootstrap']['rule']}.",
         "",
@@ -261,7 +263,8 @@ def _decision_table(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|"
     for row in metrics["assessment"]["decisions"]:
         shown = " | ".join(estimate_text(row[name]) for name in ("sensitivity", "specificity", "ppv", "npv"))
-        yield f"| {cell(row['label'])} | {row['point']['threshold']:.3f} | {shown} |"
+        threshold = row["point"]["threshold"]  # none where the most probable of several is called
+        yield f"| {cell(row['label'])} | {'none' if threshold is None else f'{threshold:.3f}'} | {shown} |"
     yield ""
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,28 +13,28 @@ import numpy as np
 import polars as pl
 import torch
 
-from ecgfm import checkpoints, leakage
+from ecgfm import checkpoints
 from ecgfm.assessment import ScoredRecords, as_json, assess
 from ecgfm.baselines import Shot, few_shot, knn
 from ecgfm.between_sources import BetweenSources, Records, leave_one_out, origins, transfer_thresholds
+from ecgfm.cards import DataFacts, ModelFacts, cards
 from ecgfm.config import EvaluateConfig
 from ecgfm.confusion import ConfusedPair, ConfusionMatrix, confused_pairs, confusion_matrix
 from ecgfm.contracts import read_table, read_tables, write_table
-from ecgfm.data import Shards, pick_device
+from ecgfm.data import Shards
 from ecgfm.drawing import draw_panels
-from ecgfm.ecg import InputError
 from ecgfm.embedding_map import MAP_RECORDS, EmbeddingMap, embedding_map
+from ecgfm.evaluate_values import evaluate_values
+from ecgfm.evaluated import embed, embedding_table, encoders_of, open_evaluated, records_and_quality, sample
 from ecgfm.expected import beside
 from ecgfm.html_report import DIFFERENCES, MODELS, Report, curve_panels, render
-from ecgfm.label_space import LabelSpace, read_label_space
+from ecgfm.label_space import LabelSpace
 from ecgfm.lead_subsets import score_lead_subsets, subsets_of, with_leads
-from ecgfm.metrics import BOOTSTRAP_RULE, aggregate, best_f1_threshold, compare
-from ecgfm.model import Classifier, Encoder
+from ecgfm.metrics import BOOTSTRAP_RULE, best_f1_threshold, compare
+from ecgfm.model import Classifier
 from ecgfm.predict import (
     Labelled,
     calibrated,
-    checkpoint_for,
-    read_labelled,
     record_probabilities,
     segment_outputs,
 )
@@ -43,6 +42,7 @@ from ecgfm.probe import Probe, linear_probe
 from ecgfm.report_contents import (
     choose_records,
     draw,
+    read_card_facts,
     read_cohort,
     read_finetuning,
     read_pretraining,
@@ -54,47 +54,32 @@ from ecgfm.splits import SPLITS
 
 
 def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> dict[str, int]:
-    """Write `predictions.parquet`, `embeddings.parquet`, `metrics.json`, `summary.md` and `report.html`.
+    """Write `predictions.parquet`, `embeddings.parquet`, `metrics.json`, `summary.md`, `report.html`, and the cards
+    of the model and of its data.
 
-    inputs: `slices`, the directories of the prepared slices; `splits`, `manifests`, `pretrain`, `finetune`: the
-        directories of those stages
+    inputs: `slices`, the directories of the prepared slices; `audit`, `splits`, `labels`, `manifests`, `pretrain`,
+        `finetune`: the directories of those stages
 
     Raises:
-        InputError: a split without a labelled record, a run without a checkpoint or with one of another kind, leads,
-            rate or labels, no such device.
+        InputError: as `evaluated.open_evaluated`.
     """
-    device = pick_device(config.device)
-    shards = Shards(inputs["slices"])
-    space = read_label_space(inputs["manifests"] / "label_space.yaml")
-    splits = {split: read_labelled(inputs["manifests"], split, space) for split in SPLITS}
-    finetuned = _checkpoint(checkpoints.best(inputs["finetune"]), inputs["finetune"], "finetuned", shards)
-    pretrained = _checkpoint(checkpoints.meant_by(inputs["pretrain"]), inputs["pretrain"], "pretrained", shards)
-    if list(finetuned.meta.labels) != space.names:
-        raise InputError(
-            f"{finetuned.path}: expected the labels {', '.join(space.names)}, "
-            f"found {', '.join(finetuned.meta.labels) or 'none'}; finetune again"
-        )
-    leak, is_known = _leak(inputs, splits["test"], (finetuned, pretrained))
-    if leak and not config.allow_leakage:
-        raise InputError(
-            f"evaluate: the model knows the test split: {leak.in_words(len(splits['test'].record_ids))}; split so that "
-            "they are apart, or see the numbers, with a warning, by --allow-leakage"
-        )
+    subject = open_evaluated(inputs, config)
+    if subject.space.task == "regression":
+        return evaluate_values(subject, inputs, config, out)
+    device, shards, space, splits = subject.device, subject.shards, subject.space, subject.splits
+    finetuned, pretrained = subject.finetuned, subject.pretrained
     model = checkpoints.build(finetuned).to(device)
     assert isinstance(model, Classifier)
 
     predictions, table = _predict(model, finetuned.meta, splits, shards, space, config, device)
     write_table(table, "predictions", out / "predictions.parquet")
 
-    encoders: dict[str, Encoder] = {"pretrained": checkpoints.build_encoder(pretrained)}
-    if config.probe_random_encoder:
-        torch.manual_seed(config.seed)
-        encoders["random"] = Encoder(pretrained.model_config)
+    encoders = encoders_of(subject, config)
     embeddings = {
         name: {split: embed(encoder.to(device), splits[split], shards, config, device) for split in SPLITS}
         for name, encoder in encoders.items()
     }
-    write_table(_embedding_table(embeddings, splits), "embeddings", out / "embeddings.parquet")
+    write_table(embedding_table(embeddings, splits), "embeddings", out / "embeddings.parquet")
     probes = {
         name: linear_probe(
             (of_split["train"], splits["train"].truth),
@@ -116,11 +101,13 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     trained = train_small_network(some, shards, space, config, device) if config.supervised_baseline else None
     if trained:
         by_model["supervised"] = trained.probabilities
-    stored, valid = finetuned.meta.thresholds, splits["valid"]
-    thresholds = [
-        stored[label] if label in stored else best_f1_threshold(valid.truth[:, k], predictions["valid"][:, k])
-        for k, label in enumerate(space.names)
-    ]
+    exclusive, stored, valid = space.task == "multiclass", finetuned.meta.thresholds, splits["valid"]
+    thresholds = [math.nan] * len(space.names)  # the most probable class is called
+    if not exclusive:
+        thresholds = [
+            stored[label] if label in stored else best_f1_threshold(valid.truth[:, k], predictions["valid"][:, k])
+            for k, label in enumerate(space.names)
+        ]
     differences = [pair for pair in DIFFERENCES if set(pair) <= set(by_model)]
     scored = _scored(inputs, test, space)
     draws: dict[str, Any] = {
@@ -128,7 +115,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         "confidence": config.confidence,
         "seed": config.seed,
     }
-    assessment, areas = assess(scored, by_model, "finetuned", thresholds, differences, **draws)
+    assessment, areas = assess(scored, by_model, "finetuned", thresholds, differences, exclusive=exclusive, **draws)
     scores = compare(test.truth, by_model, space.names, test.patients, differences=differences, areas=areas, **draws)
     if config.lead_subsets:
         by_leads = {tuple(shards.leads): predictions["test"]} | {
@@ -141,8 +128,8 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     report = Report(
         cohort=read_cohort(inputs, splits),
         counts=json.loads((inputs["splits"] / "cohort.json").read_bytes()),
-        leak=leak.in_words(len(test.record_ids)) if leak else "",
-        training_is_known=is_known,
+        leak=subject.leak,
+        training_is_known=subject.training_is_known,
         labels=space.names,
         aggregations=[label.aggregation for label in space.labels],
         truth=test.truth,
@@ -173,7 +160,8 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         small_network=tell_small_network(trained, config) if trained else None,
         between=_between(inputs, some, some_embeddings["pretrained"], predictions, space, draws),
     )
-    _write(report, probes, out)
+    trainings = (report.pretraining, report.finetuning)
+    _write(report, probes, read_card_facts(inputs, finetuned, pretrained, space, trainings), out)
     shards.close()
     return {
         "labels": len(space.labels),
@@ -219,29 +207,6 @@ def _predict(
         head = pl.DataFrame({"record_id": labelled.record_ids, "split": split, "n_segments": n_segments})
         tables.append(head.hstack(pl.DataFrame(predictions[split], schema=space.names)))
     return predictions, pl.concat(tables)
-
-
-def embed(
-    encoder: Encoder, labelled: Labelled, shards: Shards, config: EvaluateConfig, device: torch.device
-) -> np.ndarray:
-    """(record, width) float32: the mean over a record's segments of their embeddings."""
-    embeddings = segment_outputs(
-        encoder, labelled.segments, shards, config.batch_size, device, config.precision
-    ).embeddings
-    record_ids, of_record, _ = aggregate(
-        labelled.segments["record_id"].to_list(), embeddings, ["mean"] * embeddings.shape[1]
-    )
-    assert record_ids == labelled.record_ids
-    return of_record.astype(np.float32)
-
-
-def _leak(
-    inputs: Mapping[str, Any], test: Labelled, found: Sequence[checkpoints.Checkpoint]
-) -> tuple[leakage.Leak, bool]:
-    """Which test records the models have learnt from, and whether all that they have learnt from is known."""
-    seen = functools.reduce(operator.or_, (checkpoints.seen(one) or leakage.UNKNOWN for one in found))
-    duplicates = read_table(inputs["audit"] / "duplicates.parquet", "duplicates")
-    return leakage.find_leak(seen, test.record_ids, test.patients, duplicates), seen.whole
 
 
 def _untrained(
@@ -298,26 +263,11 @@ def _of_rows(labelled: Labelled, rows: np.ndarray) -> Labelled:
     )
 
 
-def sample(n: int, most: int, seed: int) -> np.ndarray:
-    """Which of n records are taken where not all are: at most so many, ascending."""
-    return np.arange(n) if n <= most else np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
-
-
 def _scored(inputs: Mapping[str, Any], test: Labelled, space: LabelSpace) -> ScoredRecords:
     """The test records with what their slices say of them."""
-    order = pl.DataFrame({"record_id": test.record_ids})
-    records, quality = (
-        order.join(read_tables([one / f"{name}.parquet" for one in inputs["slices"]], name), on="record_id", how="left")
-        for name in ("records", "quality")
-    )
+    records, quality = records_and_quality(inputs, test)
     codes = [label.codes for label in space.labels]
     return ScoredRecords(test.truth, space.names, codes, test.patients, records, quality)
-
-
-def _checkpoint(path: Path | None, directory: Path, kind: checkpoints.Kind, shards: Shards) -> checkpoints.Checkpoint:
-    if path is None:
-        raise InputError(f"{directory}: holds no checkpoint to evaluate; train first")
-    return checkpoint_for(path, kind, shards)
 
 
 def _confusion(
@@ -334,20 +284,8 @@ def _map(embeddings: Mapping[str, np.ndarray], test: ScoredRecords, seed: int) -
     return embedding_map(embeddings, test.truth, test.labels, origins, MAP_RECORDS, seed)
 
 
-def _embedding_table(
-    embeddings: Mapping[str, Mapping[str, np.ndarray]], splits: Mapping[str, Labelled]
-) -> pl.DataFrame:
-    return pl.concat(
-        pl.DataFrame({"record_id": splits[split].record_ids, "split": split, "encoder": encoder}).with_columns(
-            pl.Series("embedding", of_record).cast(pl.List(pl.Float32))
-        )
-        for encoder, of_split in embeddings.items()
-        for split, of_record in of_split.items()
-    )
-
-
-def _write(report: Report, probes: Mapping[str, Probe], out: Path) -> None:
-    """The report, and its numbers as JSON."""
+def _write(report: Report, probes: Mapping[str, Probe], card_facts: tuple[ModelFacts, DataFacts], out: Path) -> None:
+    """The report, its numbers as JSON, and the cards."""
     values = {
         "split": "test",
         "leakage": report.leak or None,
@@ -355,7 +293,7 @@ def _write(report: Report, probes: Mapping[str, Probe], out: Path) -> None:
         "bootstrap": {"replicates": report.n_replicates, "confidence": report.confidence, "rule": BOOTSTRAP_RULE},
         "scores": {name: asdict(scores) for name, scores in report.scores.items()},
         "operating_points": {
-            label: point._asdict() for label, point in zip(report.labels, report.operating_points, strict=True)
+            label: as_json(point) for label, point in zip(report.labels, report.operating_points, strict=True)
         },
         "probes": {
             name: {"c": probe.c, "valid_macro_auprc": probe.valid_macro_auprc} for name, probe in probes.items()
@@ -371,7 +309,10 @@ def _write(report: Report, probes: Mapping[str, Probe], out: Path) -> None:
     }
     metrics = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     (out / "metrics.json").write_text(metrics, encoding="utf-8")
-    (out / "report.html").write_text(render(report, {}), encoding="utf-8")
+    files = cards(*card_facts, values)
+    for name, (_, content) in files.items():
+        (out / name).write_text(content, encoding="utf-8")
+    (out / "report.html").write_text(render(report, files), encoding="utf-8")
     (out / "summary.md").write_text(summary(report), encoding="utf-8")
     if panels := curve_panels(report, roc=True):
         (out / "roc.svg").write_text(draw_panels(panels, panel_inches=(2.5, 2.5)), encoding="utf-8")

@@ -27,6 +27,7 @@ from ecgfm.expected import Beside
 from ecgfm.expected import section as published_section
 from ecgfm.exploration_page import sections as exploration_sections
 from ecgfm.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
+from ecgfm.multiclass import most_probable
 from ecgfm.report_pictures import panel_pictures
 from ecgfm.report_template import COST_MARK, SORT_SCRIPT, STYLE, TEMPLATE, svg_image
 
@@ -179,7 +180,7 @@ def render(report: Report, files: Mapping[str, tuple[str, str]]) -> str:
     environment.filters |= {
         "count": _count,
         "counted": _counted,
-        "decimals": lambda value: f"{value:.3f}",
+        "decimals": lambda value: NONE if np.isnan(value) else f"{value:.3f}",
         "signed": _signed,
         "interval": _interval,
         "percent": lambda value: f"{100 * value:.1f}%",
@@ -434,17 +435,18 @@ def _ecg(report: Report, ecg: DrawnEcg) -> dict[str, Any]:
     """One ECG with the findings that are in it, those called, and the three most probable ones."""
     probabilities, truth = report.predictions["finetuned"][ecg.row], report.truth[ecg.row]
     thresholds = np.array([point.threshold for point in report.operating_points])
+    called = most_probable(probabilities[None])[0] if report.assessment.classes else probabilities >= thresholds
     order = np.argsort(-probabilities, kind="stable")
     rows = [
         {
             "label": report.labels[k],
             "truth": "unknown" if np.isnan(truth[k]) else "present" if truth[k] == 1 else "absent",
-            "called": "present" if probabilities[k] >= thresholds[k] else "absent",
+            "called": "present" if called[k] else "absent",
             "probability": float(probabilities[k]),
             "threshold": float(thresholds[k]),
         }
         for place, k in enumerate(order)
-        if place < 3 or truth[k] == 1 or probabilities[k] >= thresholds[k]
+        if place < 3 or truth[k] == 1 or called[k]
     ]
     png = draw_ecg(ecg.signal_mv, ecg.sampling_rate_hz, ecg.saliency, ecg.record_id, leads=ecg.leads)
     return {

@@ -271,7 +271,8 @@ published label: pretraining uses them, finetuning and this evaluation do not. {
 <div class="wide"><table>
 <thead>
 <tr class="groups"><th></th><th></th><th></th><th colspan="2" class="words">Finetuned model</th>
-<th colspan="2" class="words">Linear probe, pretrained</th><th colspan="2" class="words">At one threshold,
+<th colspan="2" class="words">Linear probe, pretrained</th>
+<th colspan="2" class="words">{{ "Most probable" if r.assessment.classes else "At one threshold" }},
 finetuned</th></tr>
 <tr><th>finding</th><th>records</th><th>present</th><th>AUROC</th><th>AUPRC</th><th>AUROC</th><th>AUPRC</th>
 <th>sensitivity</th><th>specificity</th></tr></thead>
@@ -292,10 +293,11 @@ finetuned</th></tr>
 </tbody></table></div>
 <p class="note">In small type: {{ confidence }} intervals. An AUROC of 0.5 is chance; for the AUPRC chance is the
 share of
-records in which the finding is present, in small type below their number. The threshold of a finding is the one of
-the
-best F1 on the valid split; sensitivity and specificity are those of the test split at that threshold, with the counts
-behind them. {{ unknown_note }} {{ replicate_note }}</p>
+records in which the finding is present, in small type below their number. {% if r.assessment.classes %}The
+findings exclude each other: the most probable one of a record is called; sensitivity and specificity are with the
+counts behind them.{% else %}The threshold of a finding is the one of the best F1 on the valid split; sensitivity and
+specificity are those of the test split at that threshold, with the counts behind them.{% endif %}
+{{ unknown_note }} {{ replicate_note }}</p>
 {%- if finetuned.left_out %}
 <p class="caution">Not scored and not in the macro mean, since the test split has records of one kind only:
 {{ finetuned.left_out | join(", ") }}.</p>

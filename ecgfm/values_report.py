@@ -104,7 +104,7 @@ def render(report: ValuesReport) -> str:
         small=_small(report),
         tables=[_of_label(report, k) for k in range(len(report.labels))],
         agreement=[
-            panel_pictures(agreement_panels(report, k), "Agreement", (3.2, 3.0)) for k in range(len(report.labels))
+            panel_pictures(agreement_panels(report, k), "Agreement", (5.0, 3.9), 1) for k in range(len(report.labels))
         ],
         drawn=_drawn(report),
         diagram=svg_image(cohort_svg(report.counts), "Flow of records; the numbers are below"),

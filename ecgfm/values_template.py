@@ -33,15 +33,16 @@ checked.</p>
 <p class="lead">{{ summary }}</p>
 {%- for table in tables %}
 <div class="wide"><table>
-<thead><tr><th>{{ table.name }}, {{ table.n | counted("record") }}</th><th>mean absolute error</th>
-<th>root mean squared error</th><th>R²</th><th>Pearson r</th><th>mean error</th><th>limits of
-agreement</th></tr></thead>
+<thead><tr><th style="min-width: 15em">{{ table.name }}, {{ table.n | counted("record") }}</th>
+<th>mean absolute<br>error</th><th>root mean<br>squared error</th><th>R²</th><th>Pearson r</th><th>mean error</th>
+<th>limits of agreement</th></tr></thead>
 <tbody>
 {%- for name, s in table.models %}
 <tr><td>{{ name }}</td><td>{{ number(s.mean_absolute_error) }}</td><td>{{ number(s.root_mean_squared_error) }}</td>
 <td>{{ number(s.r2) }}</td><td>{{ number(s.pearson_r) }}</td><td>{{ number(s.mean_error, true) }}</td>
-<td>{% if s.lower_limit is none %}&ndash;{% else %}{{ s.lower_limit.value | signed }} to
-{{ s.upper_limit.value | signed }}{% endif %}</td></tr>
+<td data-sort="{{ "" if s.lower_limit is none else s.upper_limit.value - s.lower_limit.value }}">
+{%- if s.lower_limit is none %}&ndash;{% else %}{{ s.lower_limit.value | signed }} to {{ s.upper_limit.value | signed }}
+<small>{{ s.lower_limit | interval(true) }};<br>{{ s.upper_limit | interval(true) }}</small>{% endif %}</td></tr>
 {%- endfor %}
 {%- for name, d in table.differences %}
 <tr class="stays"><td>{{ name }}<small>paired difference; p {{ d.p | p }}, corrected {{ d.p_holm | p }}</small></td>

@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exploration_page": {"confusion", "drawing", "embedding_map", "report_pictures"},
     "between_sources": {*TABLES, "metrics", "probe"},
     "transfer_page": {"between_sources", "report_template"},
-    "assessment": {*TABLES, "metrics", "calibration", "challenge_score", "significance", "subgroups"},
+    "assessment": {*TABLES, "metrics", "calibration", "challenge_score", "multiclass", "significance", "subgroups"},
     "expected": {*WORDS, "metrics", "report_template"},
     "assessment_page": {
         *TABLES,
@@ -100,7 +100,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "html_report": {
         *RECORDS,
-        *("metrics", "baselines", "assessment", "assessment_page", "drawing", "expected", "report_template"),
+        *(
+            "metrics",
+            "multiclass",
+            "baselines",
+            "assessment",
+            "assessment_page",
+            "drawing",
+            "expected",
+            "report_template",
+        ),
         *("cohort", "confusion", "embedding_map", "exploration_page", "report_pictures"),
         *("between_sources", "transfer_page"),
     },
