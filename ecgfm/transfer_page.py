@@ -19,20 +19,17 @@ SECTIONS = (
 {%- if b.left_out %}
 <h3>A probe that has not seen a dataset</h3>
 <div class="wide"><table>
-<thead><tr class="groups"><th></th><th></th><th></th><th colspan="3" class="words">macro AUROC</th>
-<th colspan="3" class="words">macro AUPRC</th></tr>
-<tr><th>test records of</th><th>records</th><th>findings</th><th>seen</th><th>not seen</th><th>difference</th>
-<th>seen</th><th>not seen</th><th>difference</th></tr></thead>
+<thead><tr><th>test records of</th><th>records</th><th>findings</th><th class="words">macro</th><th>seen</th>
+<th>not seen</th><th>difference</th></tr></thead>
 <tbody>
-{%- for o in b.left_out %}
-<tr><td>{{ o.origin }}</td>
-<td>{{ o.seen.n_records | count }}<small>{{ o.seen.n_patients | counted("patient") }}</small></td>
-<td>{{ (o.seen.labels | length) - (o.seen.left_out | length) }}</td>
-<td>{{ number(o.seen.macro_auroc) }}</td><td>{{ number(o.unseen.macro_auroc) }}</td>
-<td>{{ number(o.difference.macro_auroc, true) }}</td>
-<td>{{ number(o.seen.macro_auprc) }}</td><td>{{ number(o.unseen.macro_auprc) }}</td>
-<td>{{ number(o.difference.macro_auprc, true) }}</td></tr>
-{%- endfor %}
+{%- for o in b.left_out %}{% for name, measure in measures.items() %}
+<tr><td>{% if loop.first %}{{ o.origin }}{% else %}<span class="again">{{ o.origin }}</span>{% endif %}</td>
+<td>{{ o.seen.n_records | count }}{% if loop.first %}<small>{{ o.seen.n_patients | counted("patient") }}</small>{% endif
+%}</td>
+<td>{{ (o.seen.labels | length) - (o.seen.left_out | length) }}</td><td class="words">{{ name }}</td>
+<td>{{ number(o.seen[measure]) }}</td><td>{{ number(o.unseen[measure]) }}</td>
+<td>{{ number(o.difference[measure], true) }}</td></tr>
+{%- endfor %}{% endfor %}
 </tbody></table></div>
 <p class="note">The linear probe on the pretrained encoder, fitted with all train and valid records (seen) and without
 those of the dataset (not seen: {% for o in b.left_out %}{{ o.n_train | counted("train record") }} fewer without
@@ -74,6 +71,9 @@ finding, with counts, are in metrics.json.</p>
 )
 
 
+MEASURES = {"AUROC": "macro_auroc", "AUPRC": "macro_auprc"}
+
+
 def sections(environment: jinja2.Environment, between: BetweenSources | None) -> Markup:
     """The section; nothing where all records are of one dataset. environment: with the report's filters."""
     if between is None:
@@ -86,4 +86,8 @@ def sections(environment: jinja2.Environment, between: BetweenSources | None) ->
         if any(fitted_on == origin for fitted_on, _ in cells)
     ]
     joined = any(JOINED in origin for origin in between.origins)
-    return Markup(environment.from_string(SECTIONS).render(b=between, joined=joined, applied=applied, rows=rows))
+    return Markup(
+        environment.from_string(SECTIONS).render(
+            b=between, joined=joined, applied=applied, rows=rows, measures=MEASURES
+        )
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 
 from ecgfm import checkpoints
 from ecgfm.config import EvaluateConfig, Pipeline, from_dict
-from ecgfm.contracts import empty_table, read_table
+from ecgfm.contracts import empty_table, read_table, write_table
 from ecgfm.data import Shards
 from ecgfm.ecg import InputError
 from ecgfm.evaluate import evaluate
@@ -28,7 +30,7 @@ from ecgfm.predict import read_labelled
 from ecgfm.report_contents import Choice, choose_records, read_cohort
 from ecgfm.shards import ShardReader
 from ecgfm.splits import SPLITS
-from ecgfm.stages import Output, Store
+from ecgfm.stages import Output, StageFailed, Store
 
 PIPELINE = {
     "sources": ["synthetic"],
@@ -71,7 +73,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         assert isinstance(output, Output)
         of_stage.setdefault(request.stage.name, []).append(output.directory)
     one = {name: of_stage[name][0] for name in ("audit", "splits", "labels", "manifests", "pretrain", "finetune")}
-    return {"inputs": {**one, "slices": of_stage["prepare"]}, "out": of_stage["evaluate"][0]}
+    (request,) = (request for request, _ in walker.made if request.stage.name == "evaluate")
+    return {
+        "inputs": {**one, "slices": of_stage["prepare"]},
+        "out": of_stage["evaluate"][0],
+        "store": store,
+        "request": request,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +210,8 @@ def test_equal_inputs_elsewhere_give_equal_bytes(inputs: dict[str, Any], out: Pa
         "report.html",
         "summary.md",
         "roc.svg",
+        "model_card.md",
+        "data_card.json",
     }
     for name in names:
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
@@ -249,6 +259,68 @@ def test_what_is_assessed_is_of_the_written_predictions_at_the_checkpoints_thres
     assert parted.pop("leads") == 6 * predicted.height  # all leads and five sets
     assert parted
     assert set(parted.values()) == {predicted.height}
+
+
+def test_several_datasets_are_told_apart(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfm.between_sources.MIN_RECORDS", 3)
+    slices = [Path(shutil.copytree(path, tmp_path / "slices" / path.name)) for path in inputs["slices"]]
+    for path in slices:
+        records = read_table(path / "records.parquet", "records")
+        of_odd = pl.col("record_id").str.slice(-1).is_in(list("13579"))
+        other = pl.when(of_odd).then(pl.lit("other")).otherwise("dataset").alias("dataset")
+        write_table(records.with_columns(other), "records", path / "records.parquet")
+    out = tmp_path / "out"
+    out.mkdir()
+    evaluate({**inputs, "slices": slices}, replace(config(), drawn_records=0, supervised_baseline=False), out)
+    between = json.loads((out / "metrics.json").read_text())["between_sources"]
+    assert between["origins"] == ["synthetic challenge-2021", "synthetic other"]
+    told, untold = ({one[key] for one in between[name]} for name, key in (("left_out", "origin"), ("no_probe", "of")))
+    assert told
+    assert told | untold == set(between["origins"])
+    assert not told & untold
+    cells = {(one["fitted_on"], one["applied_to"]) for one in between["transfers"]}
+    assert cells == {(a, b) for a in between["origins"] for b in between["origins"]}
+    of_test = read_labelled(inputs["manifests"], "test", read_label_space(inputs["manifests"] / "label_space.yaml"))
+    n_records = {one["applied_to"]: one["n_records"] for one in between["transfers"]}
+    assert n_records["synthetic other"] == sum(record_id[-1] in "13579" for record_id in of_test.record_ids)
+    assert sum(n_records.values()) == len(of_test.record_ids)
+    page = (out / "report.html").read_text()
+    assert "From one dataset to another" in page
+    assert f"{between['left_out'][0]['unseen']['macro_auroc']['value']:.3f}" in page
+
+
+def test_an_evaluation_killed_while_the_baseline_learns_leaves_nothing_half(made: dict[str, Any], out: Path) -> None:
+    """The process that evaluates ends with SIGKILL after its first update; the next one is as if nothing had been."""
+    store, request = made["store"], made["request"]
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    told = []
+
+    def kill(facts: Any) -> None:
+        told.append(facts)
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                is_it = parent == os.getpid() and b"own.obey" in (folder / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if is_it:
+                os.killpg(int(folder.name), signal.SIGKILL)
+
+    with pytest.raises(StageFailed):
+        store.make_in_own_process(request, force=True, on_facts=kill)
+    assert told[0].keys() == {"step", "max_steps", "loss", "segments_per_second"}
+    found = store.find(request)
+    assert found is not None
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole, "what was there is whole"
+    assert (out.parent / f"{out.name}.partial").exists()
+    assert not (out.parent / f"{out.name}.partial" / "metrics.json").exists()
+    again = store.make(request, force=True)
+    assert not (out.parent / f"{out.name}.partial").exists()
+    for name, content in whole.items():
+        if name != "stage.json":
+            assert (again.directory / name).read_bytes() == content, name
 
 
 def knowing(inputs: dict[str, Any], seen: Seen | None, folder: Path) -> dict[str, Any]:
