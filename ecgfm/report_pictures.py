@@ -4,7 +4,7 @@ far as the page is wide, so that their words stay readable on a narrow one and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from markupsafe import Markup
 
@@ -28,7 +28,8 @@ def panel_pictures(
         titles = " and ".join(panel.title.partition("\n")[0] for panel in some)
         image = svg_image(draw_panels(some, in_picture, inches, names), f"{description}: {titles}")
         pictures.append(Markup('<div class="half">{}</div>').format(image) if len(some) < in_picture else image)
-    return _legend(names) + Markup('<div class="panels">{}</div>').format(Markup("").join(pictures))
+    points = {series.name for panel in panels for series in panel.series if series.points}
+    return _legend(names, points) + Markup('<div class="panels">{}</div>').format(Markup("").join(pictures))
 
 
 def cloud_pictures(clouds: Sequence[Cloud]) -> Markup:
@@ -37,14 +38,16 @@ def cloud_pictures(clouds: Sequence[Cloud]) -> Markup:
     return Markup('<div class="panels clouds">{}</div>').format(images)
 
 
-def _legend(names: Sequence[str]) -> Markup:
-    """The lines with their names; nothing where there is one line, which the caption names."""
+def _legend(names: Sequence[str], points: Set[str]) -> Markup:
+    """The lines, or of `points` the marks, with their names; nothing where there is one line, which the caption names."""
     if len(names) < 2:
         return Markup("")
     entries = []
     for number, name in enumerate(names):
         colour, dashes = line_look(number)
         line = Markup('<line x1="0" y1="4" x2="30" y2="4" stroke="{}" stroke-width="2" stroke-dasharray="{}"></line>')
+        if name in points:
+            line = Markup('<circle cx="15" cy="4" r="3" fill="{}"></circle>')
         entries.append(
             Markup('<span><svg viewBox="0 0 30 8" aria-hidden="true">{}</svg>{}</span>').format(
                 line.format(colour, dashes), name

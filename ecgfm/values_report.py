@@ -164,13 +164,13 @@ def _whose(report: ValuesReport) -> str:
 
 
 def _comparison(report: ValuesReport) -> list[str]:
-    """Whether the test split can tell the models apart."""
+    """Whether the test split can tell the models apart, label by label."""
     subjects = {
         ("finetuned", "probe"): ("the finetuned model", "the ridge probe"),
         ("finetuned", "train_mean"): ("the finetuned model", "the train split's mean"),
         ("probe", "probe_random"): ("the probe on the pretrained encoder", "the one on random weights"),
     }
-    sentences = []
+    told: dict[str, list[str]] = {}
     for one in report.differences:
         subject, other = subjects[one.first, one.second]
         error = one.mean_absolute_error
@@ -180,12 +180,11 @@ def _comparison(report: ValuesReport) -> list[str]:
             verdict = f"{subject} is {'closer' if error.high < 0 else 'further off'} than {other}"
         else:
             verdict = f"these records do not tell {subject} from {other}"
-        sentence = (
-            f"{one.label}: {verdict} (difference of the mean absolute errors {shown(error.value, signed=True)}, "
-            f"interval {_interval(error, signed=True)})."
+        told.setdefault(one.label, []).append(
+            f"{verdict} (difference of the mean absolute errors {shown(error.value, signed=True)}, interval "
+            f"{_interval(error, signed=True)})"
         )
-        sentences.append(sentence)
-    return sentences
+    return [f"{label[:1].upper()}{label[1:]}: {'; '.join(sentences)}." for label, sentences in told.items()]
 
 
 def _small(report: ValuesReport) -> str:
