@@ -16,7 +16,7 @@ import yaml
 from ecgfm import checkpoints
 from ecgfm.attribution import for_display, integrated_gradients
 from ecgfm.cards import DataFacts, ModelFacts, TrainingFacts
-from ecgfm.config import EvaluateConfig, ModelConfig, to_dict
+from ecgfm.config import EvaluateConfig, ModelConfig, Task, to_dict
 from ecgfm.contracts import read_table, read_tables
 from ecgfm.data import Shards, in_order, load, standardise
 from ecgfm.drawing import LONG_SECONDS, drawn_seconds
@@ -119,23 +119,38 @@ def read_finetuning(directory: Path, checkpoint: checkpoints.Checkpoint) -> Trai
     """How the evaluated model was trained. directory: of the run."""
     config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
     start = "the pretrained encoder" if config["init"] == "pretrained" else "random weights"
+    task = checkpoint.meta.task
+    measure = "mean absolute error" if task == "regression" else "macro AUPRC"
     return Training(
         name="Finetuning",
         facts=[
-            ("objective", f"{_LOSSES[config['loss']]} per finding; unknown labels teach nothing"),
+            ("objective", f"{_objective(config, task)}; unknown labels teach nothing"),
             ("start", start),
             ("trained", _MODES[config["mode"]]),
             ("parameters", f"{sum(tensor.numel() for tensor in checkpoint.state.values()):,}"),
             (
                 "evaluated",
-                f"the checkpoint of the best valid macro AUPRC, update {checkpoint.meta.step:,} "
+                f"the checkpoint of the {'lowest' if task == 'regression' else 'best'} valid {measure}, update "
+                f"{checkpoint.meta.step:,} "
                 f"({_epochs(checkpoint)})",
             ),
         ],
         config=config,
         rows=_rows(directory),
-        caption="Train loss by update; valid loss, macro AUPRC and macro AUROC (by record) after each epoch.",
+        caption="Train loss by update; valid loss and mean absolute error (by record, in standard deviations of the "
+        "train split) after each epoch."
+        if task == "regression"
+        else "Train loss by update; valid loss, macro AUPRC and macro AUROC (by record) after each epoch.",
     )
+
+
+def _objective(config: Mapping[str, Any], task: Task) -> str:
+    if task == "multiclass":
+        return "cross-entropy over findings that exclude each other"
+    if task == "multilabel":
+        return f"{_LOSSES[config['loss']]} per finding"
+    error = "smooth absolute error" if config["regression_loss"] == "smooth_l1" else "squared error"
+    return f"{error}, in standard deviations of the train split"
 
 
 def tell_small_network(trained: Trained, config: EvaluateConfig) -> Training:
@@ -272,7 +287,7 @@ def draw(
         salient = for_display(values, shards.sampling_rate_hz)  # one scale for all segments
         shading = (
             f"Shaded: the integrated gradients of the logit of {space.names[choice.label]}, lead by lead, which add up "
-            f"to it within {max(one.completeness_error for one in found):.2%}"
+            f"to it, less that of a segment of zeros, within {100 * max(one.completeness_error for one in found):.2g} %"
         )
     else:
         salient = saliency(model, signal).flatten().cpu().numpy()

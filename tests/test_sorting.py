@@ -55,11 +55,11 @@ browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium to run a page'
 def seen(tmp_path: Path, page: str) -> str:
     """What a browser makes of a page."""
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-    more = ("--disable-component-update", "--disable-sync", "--virtual-time-budget=2000")
+    quiet = ("--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
     command = [
         str(BROWSER),
-        *options,
+        *("--headless", "--no-sandbox", "--no-first-run", "--virtual-time-budget=2000"),
+        *quiet,
         f"--user-data-dir={tmp_path / 'profile'}",
         "--dump-dom",
         f"file://{tmp_path}/page.html",
