@@ -39,7 +39,7 @@ def cloud_pictures(clouds: Sequence[Cloud]) -> Markup:
 
 
 def _legend(names: Sequence[str], points: Set[str]) -> Markup:
-    """The lines, or of `points` the marks, with their names; nothing where there is one line, which the caption names."""
+    """The lines, or of `points` the marks, with their names; nothing where there is one, which the caption names."""
     if len(names) < 2:
         return Markup("")
     entries = []

@@ -68,9 +68,9 @@ draws; corrected (Holm) over all differences.</p>
 {%- for pictures in agreement %}
 <figure>{{ pictures }}</figure>
 {%- endfor %}
-<p class="note">The finetuned model on the test split, a point a record.{{ drawn }} On the right the error over the mean
-of both (Bland and Altman 1986), with the mean error and the limits within which 95 % of errors lie where they are normal
-and alike at all sizes. A slope there says that extremes are pulled towards the mean.</p>
+<p class="note">The finetuned model on the test split, a point a record.{{ drawn }} On the right the error over the
+mean of both (Bland and Altman 1986), with the mean error and the limits within which 95 % of errors lie where they are
+normal and alike at all sizes. A slope there says that extremes are pulled towards the mean.</p>
 </section>
 
 {%- if r.parts %}
