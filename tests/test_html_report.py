@@ -269,7 +269,7 @@ def test_unknown_patients_are_not_called_patients() -> None:
 def test_models_that_the_records_cannot_tell_apart_are_said_to_be_so() -> None:
     given = report()
     text = Page(render(given)).text
-    clear, unclear = (given.scores[" - ".join(pair)].macro_auroc for pair in DIFFERENCES)
+    clear, unclear = (given.scores[" - ".join(pair)].macro_auroc for pair in list(DIFFERENCES)[:2])
     assert clear is not None
     assert unclear is not None
     assert clear.low is not None
