@@ -164,13 +164,15 @@ def _classes(values: pl.Series, name: str, column: str) -> tuple[dict[str, str],
     if given.dtype.is_float() and (given.drop_nulls() % 1 == 0).all():
         given = given.cast(pl.Int64)
     text = given.cast(pl.String)
-    distinct = given.drop_nulls().unique().sort().cast(pl.String).to_list()
+    distinct = text.drop_nulls().unique().sort().to_list()
     if not 2 <= len(distinct) <= MAX_CLASSES:
         raise InputError(
             f"labels.columns: {column}: expected 2 to {MAX_CLASSES} different values, each a class, for task "
             f"'multiclass', found {len(distinct):,}" + (f" ({_some(distinct)})" if distinct else "")
         )
     number = pl.Series(distinct).cast(pl.Float64, strict=False)
+    if not number.is_null().any():
+        distinct.sort(key=float)
     is_word = number.is_null() & ~pl.Series(distinct).str.to_lowercase().is_in((*_TRUE, *_FALSE))
     return {value if is_word.all() else f"{name} {value}": value for value in distinct}, text
 
