@@ -484,7 +484,7 @@ class EvaluateConfig:
     supervised_epochs: AtLeastOne = 15
     supervised_learning_rate: Positive = 1e-2  # at its highest, of one cycle
     lead_subsets: bool = True  # ask the finetuned model with 6, 4, 3, 2 and 1 leads too
-    drawn_records: Count = 3
+    drawn_records: Count = 6  # ECGs: in turn a right one, an error with saliency by lead, a normal one
     published: tuple[Published, ...] = ()
     allow_leakage: bool = False  # score records all the same that the checkpoint has learnt from; the report says so
     batch_size: AtLeastOne = 256
