@@ -73,7 +73,7 @@ class TableWriter:
         """Many more rows at once: a row group of their own."""
         if self._rows:
             self._write()
-        self._put(table.select(self._columns))
+        self._put(table.select(list(self._columns)))
 
     def _write(self) -> None:
         names = list(self._columns)

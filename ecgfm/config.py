@@ -148,30 +148,65 @@ Task = Literal["multilabel", "multiclass", "regression"]
 
 
 @dataclass(frozen=True, config=STRICT)
+class ReportsConfig:
+    """How free-text reports are read (docs/labeler.md). Paths are relative to the pipelines file; what lies there is an
+    input of the stage, so that they do not count.
+
+    mode: `own`, by our vocabulary; `ecg-fm`, by ECG-FM's pattern files at `patterns`, as it reads them
+    label_set: of our sets of labels, such as `ecg-fm-17`; None: every finding that is known
+    rules: a file of one's own whose findings are merged over ours
+    mended: with `ecg-fm`: heed descriptors in every report and let "without" deny, where ECG-FM does neither
+    """
+
+    mode: Literal["own", "ecg-fm"] = "own"
+    label_set: str | None = None
+    rules: str | None = None
+    patterns: str | None = None
+    mended: bool = False
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"rules", "patterns"})
+
+    def __post_init__(self) -> None:
+        if (self.mode == "ecg-fm") != (self.patterns is not None):
+            raise ValueError(
+                "patterns, the folder of ECG-FM's pattern files, is needed with mode ecg-fm, and only there"
+            )
+        if self.mode == "ecg-fm" and self.rules is not None:
+            raise ValueError("rules are merged over our vocabulary, which mode ecg-fm does not read")
+        if self.mode == "own" and self.mended:
+            raise ValueError("mended is of mode ecg-fm; our own mode has nothing of the kind to mend")
+
+
+@dataclass(frozen=True, config=STRICT)
 class LabelsConfig:
     """What a record's labels are made of.
 
     scheme: `challenge_2021`: the 26 scored classes; `scp`: PTB-XL's statements at `scp_level`;
         `codes`: the labels of `codes`, each with the source codes that assert it; `table`: the `columns` of a CSV or
         Parquet table of one's own, joined by its column `record_id`, or else `patient_id`; `columns`: the `columns` of
-        the records table itself, such as age_years and sex (data_contracts/records.yaml)
+        the records table itself, such as age_years and sex (data_contracts/records.yaml); `reports`: what the records'
+        free-text reports assert, read as `reports` says
     task: `multilabel`: each label is present or absent by itself (binary: one label); `multiclass`: every record has
         exactly one of them; `regression`: numbers
     table: a path; in a pipelines file relative to it. Its content is an input of the stage, so that its path does not
         count
     columns: label -> column. With `multiclass` there is one, each of whose values is a class
     units: label -> unit of its numbers, with `regression`; nothing is converted
+    uncertain: what a label is that a report leaves open ("possible infarct"): ECG-FM's labels are `present` then
+    unmentioned: what a label is that a report says nothing of; a record without a report has unknown labels
     max_labels: findings that one segment can carry alone; a record's probability is the maximum over its
         segments, where for every other label it is the mean
     """
 
-    scheme: Literal["challenge_2021", "scp", "codes", "table", "columns"] = "challenge_2021"
+    scheme: Literal["challenge_2021", "scp", "codes", "table", "columns", "reports"] = "challenge_2021"
     task: Task = "multilabel"
     scp_level: Literal["all", "diagnostic", "subdiagnostic", "superdiagnostic", "form", "rhythm"] = "superdiagnostic"
     codes: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = dataclasses.field(default_factory=dict)
     table: str | None = None
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     units: dict[str, str] = dataclasses.field(default_factory=dict)
+    reports: ReportsConfig | None = None
+    uncertain: Literal["present", "absent", "unknown"] = "unknown"
+    unmentioned: Literal["absent", "unknown"] = "absent"
     max_labels: tuple[str, ...] = ()
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"table"})
 
@@ -183,6 +218,8 @@ class LabelsConfig:
             raise ValueError("columns is needed with schemes 'table' and 'columns', and only there")
         if (self.scheme == "table") != (self.table is not None):
             raise ValueError("table is needed with scheme 'table', and only there")
+        if (self.scheme == "reports") != (self.reports is not None):
+            raise ValueError("reports is needed with scheme 'reports', and only there")
         if self.task == "regression" and not from_columns:
             raise ValueError("task 'regression' needs numbers: scheme 'table' or 'columns'")
         if self.task == "multiclass" and len(self.columns) > 1:
@@ -676,8 +713,8 @@ def read_pipelines(path: Path) -> dict[str, dict[str, Any]]:
 def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipeline:
     """The pipeline `name` of the file `path`, with `overrides` such as `pretrain.max_steps=200` put in.
 
-    `finetune.checkpoint` and `labels.table` are relative to the file, or, among the overrides, to the working
-    directory.
+    The paths of `finetune.checkpoint`, `labels.table` and `labels.reports` are relative to the file, or, among the
+    overrides, to the working directory.
 
     Raises:
         InputError: no such pipeline, an unknown key, a wrong value.
@@ -686,8 +723,14 @@ def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipel
     if name not in pipelines:
         raise InputError(f"{path.name}: no pipeline {name!r}; it has {', '.join(sorted(pipelines))}")
     values = pipelines[name]
-    for section, key in (("finetune", "checkpoint"), ("labels", "table")):
-        within = values.get(section)
+    labels = values.get("labels")
+    reports = labels.get("reports") if isinstance(labels, dict) else None
+    for within, key in (
+        (values.get("finetune"), "checkpoint"),
+        (labels, "table"),
+        (reports, "rules"),
+        (reports, "patterns"),
+    ):
         if isinstance(within, dict) and isinstance(within.get(key), str):
             within[key] = str(path.absolute().parent / Path(within[key]).expanduser())
     for override in overrides:

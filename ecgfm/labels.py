@@ -11,6 +11,7 @@ import polars as pl
 from ecgfm.config import LabelsConfig
 from ecgfm.contracts import contract, read_tables, write_table
 from ecgfm.ecg import InputError
+from ecgfm.label_reports import from_reports
 from ecgfm.label_space import Label, LabelSpace
 from ecgfm.label_tables import columns_of_records, counts_of, from_columns, read_table_of_labels
 from ecgfm.sources import ptb_xl
@@ -47,9 +48,11 @@ CHALLENGE_2021: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def make_labels(inputs: Mapping[str, Any], config: LabelsConfig, out: Path) -> dict[str, int]:
-    """Write `labels.parquet` (a column per label) and `label_space.yaml`.
+    """Write `labels.parquet` (a column per label) and `label_space.yaml`; with scheme `reports` also what each report
+    asserts by which words, `findings.parquet`, and what nothing explains, `unmatched.csv`.
 
-    inputs: `slices`, the directories of the prepared slices; with scheme `table` also `table`, its path
+    inputs: `slices`, the directories of the prepared slices; with scheme `table` also `table`, its path; with scheme
+        `reports` what reports are read by, which `config.reports` names too
 
     Raises:
         InputError: a source has codes and none of them belongs to a label; no record has a code; a table or a column
@@ -67,6 +70,12 @@ def make_labels(inputs: Mapping[str, Any], config: LabelsConfig, out: Path) -> d
         records = read_tables(tables, "records", list(dict.fromkeys([*columns, *wanted])))
         labels, space = from_columns(records.sort("record_id"), config)
         counts = {}
+    elif config.scheme == "reports":
+        records = read_tables(tables, "records", [*columns, "report"])
+        labels, space, counts = from_reports(records.sort("record_id"), config, out)
+        if config.task == "multiclass":
+            labels, several, none = exclusive(labels, space)
+            counts |= {"records of several classes": several, "records of no class": none}
     else:
         records = read_tables(tables, "records", columns)
         space = label_space(config)

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ecgfm.config import PROGRESS_BAR, ListConfig, Pipeline
+from ecgfm.config import PROGRESS_BAR, ListConfig, Pipeline, ReportsConfig
 from ecgfm.ecg import InputError
-from ecgfm.files import sha256_of
+from ecgfm.files import digest_of, sha256_of
 from ecgfm.fingerprints import Input, RawTree
 from ecgfm.own_process import Facts
 from ecgfm.processes import worthwhile
@@ -170,7 +170,8 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
         InputError: an unknown source, a missing raw folder, too many rejected records, or what a stage raises.
     """
     start = None if pipeline.finetune.checkpoint is None else _checkpoint(pipeline.finetune.checkpoint)
-    table = {} if pipeline.labels.table is None else {"table": _table(pipeline.labels.table)}
+    read = {} if pipeline.labels.table is None else {"table": _table(pipeline.labels.table)}
+    read |= {} if pipeline.labels.reports is None else _rules(pipeline.labels.reports)
     slices: list[Made] = []
     for source in pipeline.sources:
         slices += _prepared(pipeline, source, raw, walker, hash_raw)
@@ -183,12 +184,12 @@ def walk(pipeline: Pipeline, raw: Mapping[str, Path], walker: Walker, hash_raw: 
     splits, labels = walker.many(
         [
             Request(SPLITS, {"slices": counted, "audit": audited.select("duplicates.parquet")}, pipeline.splits),
-            Request(LABELS, {"slices": records, **table}, pipeline.labels),
+            Request(LABELS, {"slices": records, **read}, pipeline.labels),
         ],
         "",
     )
     tables = [made.select("records.parquet", "segments.parquet") for made in slices]
-    split_table, label_tables = splits.select("splits.parquet"), labels.select("*")
+    split_table, label_tables = splits.select("splits.parquet"), labels.select("labels.parquet", "label_space.yaml")
     manifests = walker.one(
         Request(MANIFESTS, {"slices": tables, "splits": split_table, "labels": label_tables}, pipeline.manifests)
     )
@@ -259,6 +260,28 @@ def _table(given: str) -> Input:
     if not path.is_file():
         raise InputError(f"labels.table: no such file: {path}; name a CSV or Parquet table with a column per label")
     return Input(path, sha256_of(path), "labels.table")
+
+
+def _rules(config: ReportsConfig) -> dict[str, Input]:
+    """What reports are read by: our vocabulary, and the user's rules or patterns, known by their content.
+
+    Raises:
+        InputError: they are not there.
+    """
+    ours = Path(__file__).parent / "reports"
+    found = {"vocabulary": Input(ours, digest_of({path.name: sha256_of(path) for path in ours.glob("*.yaml")}), "ours")}
+    if config.rules is not None:
+        path = Path(config.rules).expanduser().absolute()
+        if not path.is_file():
+            raise InputError(f"labels.reports.rules: no such file: {path}; name a vocabulary of your own")
+        found["rules"] = Input(path, sha256_of(path), "labels.reports.rules")
+    if config.patterns is not None:
+        folder = Path(config.patterns).expanduser().absolute()
+        files = {path.name: sha256_of(path) for path in folder.glob("*.json")}
+        if not files:
+            raise InputError(f"labels.reports.patterns: no pattern file in {folder}; name ECG-FM's folder of them")
+        found["patterns"] = Input(folder, digest_of(files), "labels.reports.patterns")
+    return found
 
 
 def _prepared(

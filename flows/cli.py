@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ecgfm import __version__
-from flows.commands import bench, checkpoints, export, predict, recordings, runs, servers, store
+from flows.commands import bench, checkpoints, export, label, predict, recordings, runs, servers, store
 
 app = typer.Typer(
     name="ecgfm",
@@ -21,6 +21,7 @@ app = typer.Typer(
 for group in (runs, store, servers, recordings, predict, export):
     app.add_typer(group.app)
 app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(label.app, name="label")
 app.add_typer(bench.app, name="bench")
 
 

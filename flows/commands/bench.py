@@ -137,3 +137,22 @@ def _values(given: Sequence[str] | None) -> dict[str, str]:
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise InputError(f"--model {wrong[0]}: expected KEY=VALUE, such as n_layers=4")
     return {key: value for key, _, value in pairs}
+
+
+@app.command("label")
+def bench_label(
+    reports: Annotated[int, typer.Option("--reports", min=1, help="How many are made up.")] = 200_000,
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="Your own reports, .csv or .parquet, instead.")
+    ] = None,
+    text_column: Annotated[str, typer.Option("--text-column", metavar="NAME")] = "report",
+    id_column: Annotated[str, typer.Option("--id-column", metavar="NAME")] = "record_id",
+    jobs: Annotated[int, typer.Option("--jobs", min=0, help="Processes; 0: one per core.")] = 0,
+    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
+    debug: Debug = False,
+) -> None:
+    """Reports per second of `ecgfm label`, beside a regular expression per phrase."""
+    with one_line_errors(debug):
+        from ecgfm.bench_label import main as measure
+
+        typer.echo(measure(reports, table, text_column, id_column, jobs, repeats))
