@@ -37,12 +37,15 @@ class Item(NamedTuple):
     """A phrase or word with a meaning.
 
     first, last: its tokens, the last not included
+    word: where it is one word, that word
+    trailing: see `Term`
     """
 
     kind: ItemKind
     name: str
     first: int
     last: int
+    word: str = ""
     trailing: bool = False
 
 
@@ -98,27 +101,17 @@ class Reader:
             self._words(words, done, first, items)
             term: Term = self._terms[index]
             done = first + self._lengths[index]
-            items.append(Item(term.kind, term.name, first, done, term.trailing))
+            word = words[first] if done - first == 1 else ""
+            items.append(Item(term.kind, term.name, first, done, word, term.trailing))
         self._words(words, done, len(words), items)
-        return items
+        return _leads_joined(items)
 
     @staticmethod
     def _words(words: Sequence[str], at: int, end: int, items: list[Item]) -> None:
-        """Append the words that no phrase has: lists of leads, numbers, signs, and unknown words."""
-        while at < end:
-            word = words[at]
-            if word in _LEADS:
-                last = _end_of_leads(words, at, end)
-                items.append(Item("site", "leads", at, last))
-                at = last
-                continue
-            if word[0].isdigit():
-                items.append(Item("number", word, at, at + 1))
-            elif word == "-":
-                items.append(Item("break", word, at, at + 1))
-            else:
-                items.append(Item("unknown" if word[0].isalpha() else "neutral", word, at, at + 1))
-            at += 1
+        """Append the words that no phrase has."""
+        for k in range(at, end):
+            kind, name = _word_alone(words[k])
+            items.append(Item(kind, name, k, k + 1, words[k]))
 
     def mentions(self, items: list[Item], tokens: Sequence[Token], used: set[int]) -> list[Mention]:
         """What the items of a clause mention, in order, with what describes it.
@@ -138,13 +131,17 @@ class Reader:
         _describe(items, mentions, used)
         return mentions
 
-    def refined(self, base: str, modifiers: Sequence[Item]) -> list[tuple[str, list[Item]]]:
-        """The finding that each modifier makes of a finding, with the modifiers that did; none where they make none."""
+    def refined(self, base: str, modifiers: Sequence[Item]) -> dict[str, list[Item]]:
+        """The findings that modifiers make of a finding, each with those that do; with them the finding itself, where
+        they make theirs of what it is a kind of: "acute" of "vorderwandinfarkt"."""
         found: dict[str, list[Item]] = {}
         for modifier in modifiers:
-            for finding in self.formed(base, modifier.name):
-                found.setdefault(finding, []).append(modifier)
-        return list(found.items())
+            for name in self._vocabulary.ancestors(base):
+                if made := self.formed(name, modifier.name):
+                    for finding in made if name == base else (base, *made):
+                        found.setdefault(finding, []).append(modifier)
+                    break
+        return found
 
     def formed(self, base: str, modifier: str) -> list[str]:
         """What a part is with a quality, or a finding with a site, age or detail; of what stands for several, each."""
@@ -219,7 +216,12 @@ class Reader:
     ) -> None:
         """The mentions of a part with its qualities, or alone."""
         qualities = [q for q in range(max(0, k - REACH), k) if claimed[q] == k and q not in used]
-        if not qualities:
+        if qualities:  # "abnormal ST depression"
+            at = k + 1
+            while at < len(items) and items[at].kind == "quality" and claimed[at] < 0:
+                qualities.append(at)
+                at += 1
+        else:
             qualities = _qualities_after(k, items, claimed)
             if not qualities and _next_part(k, items):
                 waiting.append(k)
@@ -256,28 +258,47 @@ class Reader:
         return []
 
 
+def _word_alone(word: str) -> tuple[ItemKind, str]:
+    """What a word is that no phrase has."""
+    if word in _LEADS:
+        return "site", "leads"
+    if word[0].isdigit():
+        return "number", word
+    if word == "-":
+        return "break", word
+    return ("unknown" if word[0].isalpha() else "neutral"), word
+
+
 def _framed(words: Sequence[str]) -> str:
     """Each word between blanks of its own, so that matches end at words and neighbours share none."""
     return " " + "  ".join(words) + " "
 
 
-def _end_of_leads(words: Sequence[str], at: int, end: int) -> int:
-    """Where a list of leads ends: "ii, iii and avf", "v2,3,4", "v1-v3"."""
-    chest = words[at][0] == "v"
-    last = at + 1
-    while last < end:
-        following = last
-        while following < end and words[following] in _JOINS_LEADS and following - last < 2:
-            following += 1
-        if following == end:
-            break
-        word = words[following]
-        if word in _LEADS:
-            chest = word[0] == "v"
-        elif not (chest and len(word) == 1 and word.isdigit()):
-            break
-        last = following + 1
-    return last
+def _leads_joined(items: Sequence[Item]) -> list[Item]:
+    """Lists of leads made one item each: "ii, iii and avf", "v2,3,4", "v1-v3"."""
+    joined: list[Item] = []
+    k = 0
+    while k < len(items):
+        item = items[k]
+        k += 1
+        if item.name == "leads" and item.kind == "site" and item.word in _LEADS:
+            last = item
+            while k < len(items):
+                after = k + (items[k].word in _JOINS_LEADS)
+                if after >= len(items) or not _continues(last, items[after]):
+                    break
+                last = items[after]
+                k = after + 1
+            item = item._replace(last=last.last)
+        joined.append(item)
+    return joined
+
+
+def _continues(lead: Item, item: Item) -> bool:
+    """Whether a list of leads goes on with an item: a lead, or after a chest lead the number of another."""
+    if item.word in _LEADS:
+        return True
+    return (lead.word[0] == "v" or lead.word.isdigit()) and item.kind == "number" and len(item.word) == 1
 
 
 def _claims(items: Sequence[Item]) -> list[int]:
@@ -325,13 +346,15 @@ def _qualities_after(k: int, items: Sequence[Item], claimed: Sequence[int]) -> l
 
 
 def _next_part(k: int, items: Sequence[Item]) -> bool:
-    """Whether a part is linked to a next one."""
-    return (
-        k + 2 < len(items)
-        and items[k + 1].kind == "link"
-        and items[k + 1].name in ("and", "or", "comma", "slash")
-        and items[k + 2].kind == "part"
-    )
+    """Whether a part is linked to a next one: "PR and QT", "neither the PR nor the QT"."""
+    linked = False
+    for item in items[k + 1 : k + 5]:
+        if item.kind == "part":
+            return linked
+        linked |= item.name in ("and", "or", "comma", "slash") or item.word == "nor"
+        if not (linked or (item.kind == "neutral" and item.name == "")):
+            return False
+    return False
 
 
 def _describe(items: Sequence[Item], mentions: Sequence[Mention], used: set[int]) -> None:

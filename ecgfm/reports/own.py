@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ecgfm.reports.assertion import Assertion, Status
 from ecgfm.reports.mentions import Item, Mention, Reader
-from ecgfm.reports.scope import Said, judge
+from ecgfm.reports.scope import Said, judge, links_between
 from ecgfm.reports.statements import Token, split
 from ecgfm.reports.vocabulary import LabelRule, Vocabulary
 
@@ -179,16 +179,25 @@ class OwnLabeler:
             used: set[int] = set()
             mentions = self._reader.mentions(clause, tokens, used)
             past = {m for m, mention in enumerate(mentions) if self._is_past(mention)}
+            self._share_ages(clause, mentions)
             clauses.append(judge(clause, mentions, self.vocabulary.cues, self._normal, past))
             unexplained += [item for k, item in enumerate(clause) if k not in used and _needs_a_use(item)]
             start = end + 1
         return clauses, unexplained
 
+    def _share_ages(self, items: Sequence[Item], mentions: Sequence[Mention]) -> None:
+        """Give the age before the first of a list to those after it that have no description of their own: "acute
+        ischaemia or infarction" """
+        for a, b, link in zip(mentions, mentions[1:], links_between(items, mentions), strict=False):
+            if link in ("and", "or") and not b.modifiers:
+                ages = [item for item in a.modifiers if item.kind == "age" and item.last <= a.from_token]
+                b.modifiers += [age for age in ages if any(self._reader.formed(base, age.name) for base in b.bases)]
+
     def _is_past(self, mention: Mention) -> bool:
         """Whether an age that tells of the past makes no finding of what it describes: "previous AF" is not now, a
         previous infarct is."""
-        ages = [item.name for item in mention.modifiers if item.name in self.vocabulary.past]
-        return any(not self._reader.formed(base, age) for age in ages for base in mention.bases)
+        ages = [item for item in mention.modifiers if item.kind == "age" and item.name in self.vocabulary.past]
+        return any(not self._reader.refined(base, [age]) for age in ages for base in mention.bases)
 
     def _of_clause(self, clause: Sequence[Said], tokens: Sequence[Token], text: str) -> Iterator[_Vote]:
         """The votes of a clause: each mention by itself, and alternatives for what they have in common."""
@@ -265,11 +274,11 @@ class OwnLabeler:
         for base in mention.bases:
             refined = self._reader.refined(base, mention.modifiers)
             status, probability = said.status, said.probability
-            findings = [name for name, _ in refined] or [base]
+            findings = list(refined) or [base]
             remark = ""
             if status == "absent" and restricting:
-                found = [name for name, by in refined if len(by) == len(restricting)]
-                if len(found) != len(findings) or not refined:
+                found = [name for name, by in refined.items() if len(by) == len(restricting)]
+                if len(found) != len(findings) or not refined or base in refined:
                     status, remark = None, f"; denied only where {', '.join(describing)}"
             if mention.or_sites and status in ("present", "uncertain"):
                 findings, alternatives = [base], findings

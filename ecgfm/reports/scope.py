@@ -79,7 +79,8 @@ def judge(
 
 def links_between(items: Sequence[Item], mentions: Sequence[Mention]) -> list[str]:
     """How each mention is joined to the next: "and", "or", "versus", "slash", "same" (they share words), "comma" for a
-    list without an end, "" for not at all. The commas of "A, B or C" are "or"."""
+    list without an end, "with", "verb", "colon", "" for
+    not at all. The commas of "A, B or C" are "or"."""
     links = [_link(items, a, b) for a, b in pairwise(mentions)]
     for m in range(len(links) - 2, -1, -1):
         if links[m] == "comma" and links[m + 1] in ("and", "or"):
@@ -96,8 +97,8 @@ def _link(items: Sequence[Item], a: Mention, b: Mention) -> str:
     unknown = 0
     for item in items[a.last : b.first]:
         if item.kind == "link":
-            if item.name in ("with", "verb"):
-                return ""
+            if item.name in ("with", "verb", "colon"):
+                return item.name
             if item.name in ("and", "or", "versus", "slash") and link not in ("or", "versus"):
                 link = item.name
             elif item.name == "comma" and not link:
@@ -221,7 +222,7 @@ def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit
     if cue.acts == "affirms":
         chain = [(start, "")]
     elif cue.acts in ("supposes", "recalls", "shows") and forward:
-        chain = scope.chain(start, 1, (*_JOINS, ""))
+        chain = scope.chain(start, 1, (*_JOINS, "", "with", "verb"))
     else:
         chain = scope.chain(start, 1 if forward else -1)
     return [(m, Hit(item, cue.acts, cue.probability, joined)) for m, joined in chain]

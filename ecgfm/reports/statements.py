@@ -26,14 +26,14 @@ _TOKEN = re.compile(
     r"|[^\s\w]|_"
 )
 _BOUNDARY = re.compile(
-    r"[;!]|(?<=[\w)])\?(?=\s)|\.(?!\S)|(?<=[^\W\d_]{3})\.(?=[^\W\d_]{3})|(?<=[\d)])\.(?=[^\W\d_]{3})"
+    r"[;!]|(?<=[\w)])\?(?=\s)|\.(?!\S)(?!\s*[Gg]rad)|(?<=[^\W\d_]{3})\.(?=[^\W\d_]{3})|(?<=[\d)])\.(?=[^\W\d_]{3})(?![Gg]rad)"
 )
 _ABBREVIATION = re.compile(
-    r"(?<![^\W_])(?:unbest|poss|prob|mögl|moegl|wahrsch|abn|intraventr|suprav|supravent|vent|ventr|vs|approx|resp|incl"
-    r"|inkompl|kompl|bzw|ca|evtl|v\.a|z\.b|i\.e|e\.g|cf|no|nr|ant|inf|lat|sept|post|dr|pat|pt|incompl|inc|unspez)$",
+    r"(?<![^\W_])(?:unbest|poss|prob|mögl|moegl|wahrsch|abn|intraventr|suprav|supravent|supraventr|vent|ventr|extr|term|path|asc|desc|isol|repol|vs|approx|resp|incl"
+    r"|inkompl|kompl|bzw|ca|evtl|v\.a|z\.n|z|v|z\.b|i\.e|e\.g|cf|no|nr|ant|inf|lat|sept|post|dr|pat|pt|incompl|inc|unspez)$",
     re.IGNORECASE,
 )
-_MEANINGLESS = frozenset("<>=~\"'|*#•·\\{}[]_^")
+_MEANINGLESS = frozenset(".<>=~\"'|*#•·\\{}[]_^")
 _LONGEST_ABBREVIATION = 10
 _LONGEST_MENDED = 30
 _ENDINGS = ("es", "er", "en", "em", "s", "e", "t", "a", "n")
