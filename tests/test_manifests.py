@@ -265,3 +265,76 @@ def test_a_table_in_is_a_table_out() -> None:
         orient="row",
     )
     assert_frame_equal(cmsc_pairs(of_splits), expected, check_dtypes=False)
+
+
+# ---- classes that exclude each other, and numbers
+
+
+class Tasks(World):
+    """The same records with labels of another task. values: record_id -> label -> value"""
+
+    def write_task(self, space: LabelSpace, values: dict[str, dict[str, Any]]) -> None:
+        self.values = values
+        kind = pl.Float64 if space.task == "regression" else pl.Int8
+        table = pl.DataFrame(
+            [{"record_id": name, **row} for name, row in sorted(values.items())], infer_schema_length=None
+        )
+        table = table.with_columns(pl.col(space.names).cast(kind))
+        write_table(table, space.contract("labels"), self.root / "labels" / "labels.parquet")
+        space.write(self.root / "labels" / "label_space.yaml")
+
+
+def test_records_of_a_class_that_is_dropped_are_unknown(tmp_path: Path) -> None:
+    world = Tasks(tmp_path)
+    rng = random.Random(1)
+    values: dict[str, dict[str, Any]] = {}
+    for name, split in world.split.items():
+        # class c is in train alone
+        called = rng.choice(["a", "b", "c", None] if split == "train" else ["a", "b", None])
+        values[name] = {label: None if called is None else int(label == called) for label in "abc"}
+    world.write_task(LabelSpace(tuple(Label(label, (label,), "mean") for label in "abc"), {}, "multiclass"), values)
+    with pytest.raises(InputError, match="label 'c' has no positive record in valid, no positive record in test"):
+        world.make(ManifestsConfig(), "refused")
+    _, out = world.make(DROP, "dropped")
+    space = read_label_space(out / "label_space.yaml")
+    assert (space.task, space.names, list(space.dropped)) == ("multiclass", ["a", "b"], ["c"])
+    for split in SPLITS:
+        table = read_table(out / f"labelled_{split}.parquet", "labelled_segments")
+        assert (table["a"] + table["b"] == 1).all(), "exactly one class each"
+        expected = {name for name in world.of_split(split) if values[name]["c"] != 1 and values[name]["a"] is not None}
+        assert set(table["record_id"]) == expected
+        of_class = sum(values[name]["a"] == 1 for name in world.of_split(split))
+        assert space.labels[0].records[split]["positive"] == of_class > 0
+        assert space.labels[0].records[split]["negative"] == len(expected) - of_class
+    assert any(values[name]["c"] == 1 for name in world.of_split("train"))
+
+
+def test_numbers_need_two_different_values_in_every_split(tmp_path: Path) -> None:
+    world = Tasks(tmp_path)
+    rng = random.Random(2)
+    values: dict[str, dict[str, Any]] = {
+        name: {
+            "age": rng.uniform(20, 90) if rng.random() < 0.8 else None,
+            "same": 7.5 if split == "valid" else rng.uniform(0, 1),
+        }
+        for name, split in world.split.items()
+    }
+    space = LabelSpace((Label("age", ("x",), "mean", unit="years"), Label("same", ("y",), "mean")), {}, "regression")
+    world.write_task(space, values)
+    with pytest.raises(InputError, match="label 'same' has no two different values in valid; give more records"):
+        world.make(ManifestsConfig(), "refused")
+    _, out = world.make(DROP, "dropped")
+    kept = read_label_space(out / "label_space.yaml")
+    assert (kept.task, kept.names, kept.labels[0].unit) == ("regression", ["age"], "years")
+    for split in SPLITS:
+        table = read_table(out / f"labelled_{split}.parquet", "labelled_segments_values")
+        known = {name: values[name]["age"] for name in world.of_split(split) if values[name]["age"] is not None}
+        assert dict(table.select("record_id", "age").iter_rows()) == known
+        counts = kept.labels[0].records[split]
+        assert counts["known"] == len(known)
+        assert counts["unknown"] == len(world.of_split(split)) - len(known) > 0
+        assert counts["mean"] == pytest.approx(sum(known.values()) / len(known))
+    lone = {name: {**row, "age": 1.0} for name, row in values.items()}
+    world.write_task(space, {name: {**row, "same": 1.0} for name, row in lone.items()})
+    with pytest.raises(InputError, match="no label has two different values in every split"):
+        world.make(DROP, "nothing")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,17 @@ from torch import Tensor
 from ecgfm.config import FinetuneConfig
 from ecgfm.ecg import InputError
 from ecgfm.label_space import Label, LabelSpace
-from ecgfm.supervised import masked_asymmetric, masked_bce, masked_focal, positive_weight, supervised_loss
+from ecgfm.supervised import (
+    class_weight,
+    loss_weights,
+    masked_asymmetric,
+    masked_bce,
+    masked_cross_entropy,
+    masked_error,
+    masked_focal,
+    positive_weight,
+    supervised_loss,
+)
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, int]]
 WEIGHTS = torch.tensor([2.0, 1.0, 0.5])
@@ -174,3 +186,94 @@ def test_positives_weigh_as_much_as_negatives() -> None:
     assert positive_weight(labels, space).tolist() == [3.0, 1.5]
     with pytest.raises(InputError, match="label 'a' has 1 positive and 0 negative"):
         positive_weight(labels[:1], space)
+
+
+# ---- classes that exclude each other, and numbers
+
+
+def classes(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, one-hot labels of which some segments' are unknown, and which."""
+    random = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(12, 3, generator=random, dtype=torch.float64)
+    labels = torch.eye(3, dtype=torch.float64)[torch.randint(3, (12,), generator=random)]
+    unknown = torch.rand(12, generator=random) < 0.3
+    labels[unknown] = math.nan
+    assert 0 < unknown.sum() < 12
+    return logits.requires_grad_(), labels, unknown
+
+
+def test_the_loss_of_classes_is_the_weighted_log_of_the_truths_softmax() -> None:
+    logits, labels, unknown = classes()
+    total, known = masked_cross_entropy(logits, labels, WEIGHTS.double())
+    expected = 0.0
+    for row, of_row in zip(logits.tolist(), labels.tolist(), strict=True):
+        if not math.isnan(of_row[0]):
+            place = of_row.index(1.0)
+            expected -= float(WEIGHTS[place]) * math.log(math.exp(row[place]) / sum(map(math.exp, row)))
+    assert known == int((~unknown).sum())
+    assert float(total.detach()) == pytest.approx(expected)
+    torch.autograd.backward(total)
+    assert logits.grad is not None
+    assert (logits.grad[unknown] == 0).all()
+    assert (logits.grad[~unknown] != 0).any(dim=1).all()
+    np.testing.assert_allclose(logits.grad.sum(dim=1), 0, atol=1e-12, err_msg="a common shift changes nothing")
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_loss_of_numbers_is_their_error_squared_or_smooth_over_known_ones(smooth: bool) -> None:
+    random = torch.Generator().manual_seed(1)
+    outputs = 2 * torch.randn(9, 2, generator=random, dtype=torch.float64)
+    numbers = 2 * torch.randn(9, 2, generator=random, dtype=torch.float64)
+    numbers[torch.rand(9, 2, generator=random) < 0.4] = math.nan
+    outputs.requires_grad_()
+    total, known = masked_error(outputs, numbers, smooth)
+    errors = [
+        abs(said - so)
+        for row, of_row in zip(outputs.tolist(), numbers.tolist(), strict=True)
+        for said, so in zip(row, of_row, strict=True)
+        if not math.isnan(so)
+    ]
+    assert min(errors) < 1 < max(errors)
+    expected = [(e * e / 2 if e < 1 else e - 0.5) if smooth else e * e for e in errors]
+    assert (known, float(total.detach())) == (len(errors), pytest.approx(sum(expected)))
+    torch.autograd.backward(total)
+    assert outputs.grad is not None
+    assert (outputs.grad[numbers.isnan()] == 0).all()
+    if smooth:
+        assert float(outputs.grad.abs().max()) == 1.0, "no outlier pulls harder than any other"
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_where_nothing_is_known_there_is_no_loss(task: Any) -> None:
+    outputs = torch.randn(3, 2, requires_grad=True)
+    total, known = supervised_loss(outputs, torch.full((3, 2), math.nan), task, FinetuneConfig(), torch.ones(2))
+    assert (float(total.detach()), known) == (0.0, 1)
+    torch.autograd.backward(total)
+    assert outputs.grad is not None
+    assert (outputs.grad == 0).all()
+
+
+def test_class_weights_make_every_class_weigh_the_same_and_a_segment_one_on_average() -> None:
+    labels = torch.eye(3)[[0] * 6 + [1] * 3 + [2]]
+    labels = torch.cat([labels, torch.full((4, 3), math.nan)])
+    space = LabelSpace(tuple(Label(name, (), "mean") for name in "abc"), {}, "multiclass")
+    weights = class_weight(labels, space)
+    counts = torch.tensor([6.0, 3.0, 1.0])
+    np.testing.assert_allclose(weights * counts, [10 / 3] * 3, rtol=1e-6)
+    assert float((weights * counts).sum()) == pytest.approx(10)
+    with pytest.raises(InputError, match="class 'c' has no segment to train on"):
+        class_weight(labels[:9], space)
+
+
+def test_weights_are_those_of_the_task() -> None:
+    labels = torch.eye(2)[[0, 0, 0, 1]]
+    spaces = {
+        task: LabelSpace((Label("a", (), "mean"), Label("b", (), "mean")), {}, task)  # type: ignore[arg-type]
+        for task in ("multilabel", "multiclass", "regression")
+    }
+    found = {task: loss_weights(labels, space, FinetuneConfig()).tolist() for task, space in spaces.items()}
+    assert found == {"multilabel": pytest.approx([1 / 3, 3.0]), "multiclass": pytest.approx([2 / 3, 2.0]),
+                     "regression": [1.0, 1.0]}  # fmt: skip
+    assert loss_weights(labels, spaces["multiclass"], FinetuneConfig(pos_weight=False)).tolist() == [1, 1]
+    with pytest.raises(InputError, match=r"finetune\.loss 'focal' is of task 'multilabel', and labels.task is 'multic"):
+        loss_weights(labels, spaces["multiclass"], FinetuneConfig(loss="focal"))
