@@ -94,7 +94,7 @@ def section(spent: Sequence[Spent], run_seconds: float) -> Markup:
     return Markup("""<section>
 <h2>What it cost</h2>
 <div class="wide"><table>
-<thead><tr><th>stage</th><th>seconds</th><th class="words">in this run</th><th class="words">made</th>
+<thead><tr><th>stage</th><th>seconds</th><th class="words">in this run</th><th class="text">made, UTC</th>
 <th class="words">of what</th><th class="words">device</th><th>peak memory, GB</th><th>energy, Wh</th></tr></thead>
 <tbody>
 {rows}
@@ -107,7 +107,7 @@ that the process held. Energy is of the whole processor and of whole GPUs, whate
 </section>""").format(
         rows=rows,
         seconds=sum(one.seconds for one in spent),
-        energy=_energy([one.energy_j for one in spent]),
+        energy=_total_energy(spent),
         run=run_seconds,
         made=made_now,
         none=_NOT_KNOWN,
@@ -120,13 +120,11 @@ def _row(one: Spent) -> Markup:
     memory = _NOT_KNOWN if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.2f}"
     of_what = ", ".join(_main_counts(one.counts))
     cells = Markup(
-        '<tr><td>{}</td><td>{:,.1f}</td><td class="words">{}</td><td class="words">{}</td><td class="words">{}</td>'
+        '<tr><td>{}</td><td>{:,.1f}</td><td class="words">{}</td><td class="text">{}</td><td class="words">{}</td>'
         '<td class="words">{}</td><td>{}</td><td>{}</td></tr>'
     )
-    made_at = one.made_at.replace("T", " ").replace("Z", " UTC")
-    return cells.format(
-        name, one.seconds, how, made_at, of_what, one.device or _NOT_KNOWN, memory, _energy([one.energy_j])
-    )
+    made_at = one.made_at[:16].replace("T", " ")
+    return cells.format(name, one.seconds, how, made_at, of_what, one.device or _NOT_KNOWN, memory, _watt_hours([one]))
 
 
 def _main_counts(counts: Mapping[str, int], most: int = 3) -> Iterator[str]:
@@ -137,8 +135,14 @@ def _main_counts(counts: Mapping[str, int], most: int = 3) -> Iterator[str]:
         yield f"{counts[what]:,} {what}"
 
 
-def _energy(given: Sequence[Mapping[str, float] | None]) -> str:
-    """Watt hours, all parts together; not known where one of them is not."""
-    if not given or any(energy is None for energy in given):
-        return _NOT_KNOWN
-    return f"{sum(sum(energy.values()) for energy in given if energy) / 3600:,.3g}"
+def _total_energy(spent: Sequence[Spent]) -> Markup:
+    """Of the stages that know it, and how many these are."""
+    known = [one for one in spent if one.energy_j is not None]
+    of = f"of {len(known)} of {len(spent)} stages" if 0 < len(known) < len(spent) else ""
+    return Markup("{}<small>{}</small>").format(_watt_hours(known), of)
+
+
+def _watt_hours(spent: Sequence[Spent]) -> str:
+    """All parts together."""
+    energies = [one.energy_j for one in spent if one.energy_j is not None]
+    return f"{sum(sum(energy.values()) for energy in energies) / 3600:,.3g}" if energies else _NOT_KNOWN

@@ -25,19 +25,22 @@ p { margin: 8px 0; }
 .quiet, figcaption, .note { color: var(--quiet); }
 .note { font-size: 14px; }
 .lead { font-size: 17px; margin-top: 18px; }
-.wide { overflow-x: auto; margin: 14px 0; }
+.wide { overflow-x: auto; margin: 14px 0; background: linear-gradient(to left, #fff 30%, #fff0) 100% 0 / 40px 100%
+  no-repeat local, linear-gradient(to left, #00000026, #0000) 100% 0 / 14px 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: 14px; line-height: 1.4; }
 th, td { padding: 6px 18px 6px 0; text-align: right; vertical-align: top; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
 td.words, th.words { text-align: left; white-space: normal; }
-thead th { color: var(--quiet); font-weight: 500; border-bottom: 1px solid var(--ink); vertical-align: bottom; }
+td.text, th.text { text-align: left; }
+thead th { color: var(--quiet); font-weight: 500; border-bottom: 1px solid var(--ink); vertical-align: bottom;
+  white-space: normal; }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 tbody tr.macro td { border-top: 1px solid var(--ink); font-weight: 600; }
 thead tr.groups th { border-bottom: 0; text-align: left; color: var(--ink); font-weight: 600; }
 th button { all: unset; cursor: pointer; }
-th button::after { content: " \\2195"; opacity: .35; }
-th[aria-sort="ascending"] button::after { content: " \\2191"; opacity: 1; }
-th[aria-sort="descending"] button::after { content: " \\2193"; opacity: 1; }
+th button::after { content: "\\a0\\2195"; opacity: .35; }
+th[aria-sort="ascending"] button::after { content: "\\a0\\2191"; opacity: 1; }
+th[aria-sort="descending"] button::after { content: "\\a0\\2193"; opacity: 1; }
 th button:hover { color: var(--ink); }
 th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .again { visibility: hidden; }
@@ -78,7 +81,7 @@ dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 .sign.against { background: #d55e0070; }
 .leak { border: 2px solid #b00020; color: #b00020; padding: 10px 16px; margin: 16px 0; }
 .caution { border-left: 3px solid var(--warm); padding: 4px 0 4px 16px; margin: 16px 0; }
-@media (max-width: 760px) {
+@media screen and (max-width: 760px) {
   main { padding: 24px 18px 48px; }
   .lead { font-size: 16px; }
   .panels img, .panels.clouds img { width: 100%; }
@@ -88,6 +91,8 @@ dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
   table { font-size: 13px; }
   td small { font-size: 11px; }
   th, td { padding-right: 10px; }
+  th:first-child, td:first-child { min-width: 96px; }
+  td.words { min-width: 84px; }
   .scale, .bar { width: 70px; }
 }
 @media print {
@@ -96,13 +101,14 @@ dl.config dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
   h2 { margin-top: 28px; }
   h2, h3 { break-after: avoid; }
   .panels img, figure.ecg, tr { break-inside: avoid; }
-  .panels img { width: 50%; }
-  .panels .half { width: 25%; }
-  .panels .half img { width: 100%; }
-  figure.ecg img { width: 100%; }
+  .legend { break-after: avoid; }
   th button::after { content: none; }
-  .wide { overflow: visible; }
+  .wide { overflow: visible; background: none; }
   table { font-size: 9pt; }
+  th, td { padding-right: 9px; }
+  th:first-child, td:first-child { min-width: 96px; }
+  td.words { min-width: 84px; }
+  .scale, .bar { width: 64px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   @page { margin: 15mm; }
 }

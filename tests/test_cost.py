@@ -112,7 +112,7 @@ def test_the_section_says_seconds_energy_and_what_was_there() -> None:
     assert "300 steps, 4 records GPU <A> 3.00 1.5" in text
     assert "evaluate 20.0 was there" in text
     assert "this run took 1,010.2 s and made stages of 1,000.5 s" in text
-    assert "all 1,025.5" in text
+    assert "all 1,025.5 1.5 of 1 of 3 stages" in text
     assert "\N{EN DASH} is not known" in text
 
 
