@@ -163,10 +163,11 @@ def describe(found: Checkpoint, batch: int | None) -> dict[str, Any]:
         name = "scaled_values" if meta.task == "regression" else "logits"
         outputs = {name: f"(segment, {len(meta.labels)}) float32: of each label, in the order of `labels`"} | outputs
     number = "any number of segments, of any length" if batch is None else f"{batch} segments"
-    written = ("model", "versions", "files", "progress", "standardisation")
+    written = ("model", "versions", "files", "progress", "standardisation", "units")
     return {
         "made_by": f"ecgfm {importlib.metadata.version('ecgfm')}",
         **{name: value for name, value in values.items() if name not in written},
+        "label_units": values["units"],
         "segment_seconds": meta.segment_samples / meta.sampling_rate_hz,
         "input": {_INPUT: f"(segment, {len(meta.leads)} leads, time) float32, standardised; {number}"},
         "outputs": outputs,

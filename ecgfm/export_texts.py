@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ecgfm.cards import cell, evaluation_table
 from ecgfm.config import departures_in_words
 
 STANDARDISATION = (
@@ -47,7 +48,7 @@ STEPS = {
     ),
     "regression": (
         "ask the model: a scaled value per segment and label; with the label's `scaling`, its mean and its standard "
-        "deviation, the value is scaled value * standard deviation + mean, in the label's unit, see `units`",
+        "deviation, the value is scaled value * standard deviation + mean, in the label's unit, see `label_units`",
         "of each label, the recording's value is the mean of its segments'",
     ),
     "pretrained": ("ask the model: an embedding per segment; the recording's is their mean",),
@@ -198,8 +199,8 @@ def model_card(about: Mapping[str, Any], n_parameters: int, metrics: Mapping[str
         lines += ["## Labels", "", "| number | label | unit | mean | standard deviation |", "|---:|---|---|---:|---:|"]
         for number, label in enumerate(labels):
             mean, deviation = about["scaling"][label]
-            unit = about["units"].get(label, "not given")
-            lines.append(f"| {number} | {_cell(label)} | {_cell(unit)} | {mean:.6g} | {deviation:.6g} |")
+            unit = about["label_units"].get(label, "not given")
+            lines.append(f"| {number} | {cell(label)} | {cell(unit)} | {mean:.6g} | {deviation:.6g} |")
         lines += [
             "",
             "Mean and standard deviation are of the records trained on; an output is a value less the former, "
@@ -219,15 +220,16 @@ def model_card(about: Mapping[str, Any], n_parameters: int, metrics: Mapping[str
             unset = "where most probable" if task == "multiclass" else "not chosen"
             shown = unset if threshold is None else f"{threshold:.3f}"
             how, temperature = about["aggregation"].get(label, "mean"), about.get("temperature", {}).get(label, 1.0)
-            lines.append(f"| {number} | {_cell(label)} | {how} | {temperature:.3g} | {shown} |")
+            lines.append(f"| {number} | {cell(label)} | {how} | {temperature:.3g} | {shown} |")
         lines.append("")
     lines += ["## Learnt from", ""]
     lines += [f"- {source}: `{digest}`" for source, digest in about["training_data"].items()] or [
         "The checkpoint does not say."
     ]
     lines += ["", "Digests of content, by which the same data are known again.", "", "## Evaluation", ""]
-    evaluated = _evaluation_of_values if task == "regression" else _evaluation
-    lines += evaluated(metrics) if metrics is not None else ["None was given. Measure it on your own recordings."]
+    lines += (
+        evaluation_table(metrics) if metrics is not None else ["None was given. Measure it on your own recordings."]
+    )
     lines += [
         "",
         "## Limits",
@@ -257,51 +259,3 @@ def _result(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
         "dataset": {"name": f"{metrics['split']} split, {scores['n_records']} records", "type": "ecg"},
         "metrics": [{"type": kind, "name": name, "value": one["value"]} for kind, name, one in found if one],
     }
-
-
-def _of_what(metrics: Mapping[str, Any]) -> list[str]:
-    scores = metrics["scores"]["finetuned"]
-    return [
-        f"On the {metrics['split']} split: {scores['n_records']} records of {scores['n_patients']} patients. In "
-        f"brackets the {100 * metrics['bootstrap']['confidence']:g} % interval ({metrics['bootstrap']['rule']}).",
-        "",
-    ]
-
-
-def _evaluation_of_values(metrics: Mapping[str, Any]) -> list[str]:
-    """The errors as a Markdown table, with their intervals and n."""
-    lines = [
-        *_of_what(metrics),
-        "| label | unit | n | mean absolute error | mean error | R2 |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for row in metrics["scores"]["finetuned"]["labels"]:
-        shown = " | ".join(_shown(row[name]) for name in ("mean_absolute_error", "mean_error", "r2"))
-        lines.append(f"| {_cell(row['label'])} | {_cell(row['unit']) or 'not given'} | {row['n']} | {shown} |")
-    return lines
-
-
-def _evaluation(metrics: Mapping[str, Any]) -> list[str]:
-    """The scores as a Markdown table, with their intervals and n."""
-    scores = metrics["scores"]["finetuned"]
-    lines = [
-        *_of_what(metrics),
-        "| label | n | positives | AUROC | AUPRC |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for row in scores["labels"]:
-        shown = f"{_shown(row['auroc'])} | {_shown(row['auprc'])}"
-        lines.append(f"| {_cell(row['label'])} | {row['n']} | {row['positives']} | {shown} |")
-    macro = f"{_shown(scores['macro_auroc'])} | {_shown(scores['macro_auprc'])}"
-    return [*lines, f"| **macro** | {scores['n_records']} | | {macro} |"]
-
-
-def _shown(estimate: Mapping[str, Any] | None) -> str:
-    if estimate is None:
-        return "not scored"
-    interval = "" if estimate["low"] is None else f" ({estimate['low']:.3f} to {estimate['high']:.3f})"
-    return f"{estimate['value']:.3f}{interval}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
