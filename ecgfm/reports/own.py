@@ -213,9 +213,10 @@ class OwnLabeler:
             m = last + 1
 
     def _of_mention(self, said: Said, tokens: Sequence[Token], text: str) -> Iterator[_Vote]:
-        for reading in self._readings(said, tokens, text):
-            if reading.status is not None:
-                yield from self._of_reading(reading)
+        if said.status is not None:
+            for reading in self._readings(said, tokens, text):
+                if reading.status is not None:
+                    yield from self._of_reading(reading)
 
     def _of_reading(self, reading: Reading) -> Iterator[_Vote]:
         finding, status = self.vocabulary.findings[reading.finding], reading.status

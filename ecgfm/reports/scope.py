@@ -211,8 +211,10 @@ def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit
             (m, Hit(item, later, 0.0, joined)) for m, joined in (scope.chain(ahead, 1) if ahead >= 0 else ())
         ]
     if cue.acts == "asks":
-        return [(m, Hit(item, "supposes", 0.0)) for m in scope.all_ahead(k)]
-    if cue.reach == "either":
+        return [(m, Hit(item, "asks", 0.0)) for m in scope.all_ahead(k)]
+    if k + 1 < len(scope.items) and scope.items[k + 1].name == "colon" and ahead >= 0:
+        forward = True  # "not excluded: ..."
+    elif cue.reach == "either":
         forward = ahead >= 0 and (behind < 0 or scope.at_once(k, ahead))
     else:
         forward = cue.reach == "following"
@@ -232,7 +234,7 @@ def _settled(hits: Sequence[Hit], past: bool) -> tuple[Status | None, float]:
     """What the cues that reached a mention make of it together."""
     acts = {hit.acts for hit in hits}
     affirmed = "affirms" in acts
-    if "supposes" in acts:
+    if "supposes" in acts or "asks" in acts:
         return None, 0.0
     # "no ischaemia and atrial fibrillation is present": said of the second itself, so the list before it does not count
     if any(hit.acts == "denies" and not (affirmed and hit.joined == "and") for hit in hits):

@@ -30,12 +30,13 @@ _BOUNDARY = re.compile(
 )
 _ABBREVIATION = re.compile(
     r"(?<![^\W_])(?:unbest|poss|prob|mögl|moegl|wahrsch|abn|intraventr|suprav|supravent|supraventr|vent|ventr|extr|term|path|asc|desc|isol|repol|vs|approx|resp|incl"
-    r"|inkompl|kompl|bzw|ca|evtl|v\.a|z\.n|z|v|z\.b|i\.e|e\.g|cf|no|nr|ant|inf|lat|sept|post|dr|pat|pt|incompl|inc|unspez)$",
+    r"|inkompl|kompl|bzw|ca|evtl|v\.a|z\.n|z|v|z\.b|i\.e|e\.g|cf|nr|ant|inf|lat|sept|post|dr|pat|pt|incompl|inc|unspez)$",
     re.IGNORECASE,
 )
 _MEANINGLESS = frozenset(".<>=~\"'|*#•·\\{}[]_^")
 _LONGEST_ABBREVIATION = 10
 _LONGEST_MENDED = 30
+_REMEMBERED = 50_000
 _ENDINGS = ("es", "er", "en", "em", "s", "e", "t", "a", "n")
 """Plurals, and what German and Swedish hang to an adjective. The longest that leaves a known word of four letters."""
 
@@ -82,7 +83,7 @@ def pieces(text: str) -> list[tuple[str, int, int]]:
         piece, start, end = match[0], match.start(), match.end()
         if piece[0] == "(" and len(piece) > 1:
             continue
-        if piece in _MEANINGLESS:
+        if piece in _MEANINGLESS or (found and piece == found[-1][0] and not piece[0].isalnum()):
             continue
         if piece == "-":
             touches_left = start > 0 and not folded[start - 1].isspace()
@@ -105,6 +106,7 @@ class Spelling:
         self._meant = set(self._words.values())
         self._base = {*known, *self._meant}
         self._near: dict[str, str] | None = None
+        self._read: dict[str, str] = {}
         self.known = {self.settled(word) for word in self._base}
 
     def settled(self, piece: str) -> str:
@@ -121,6 +123,14 @@ class Spelling:
 
     def word(self, piece: str) -> str:
         """`settled`, and where that is not known: without an apostrophe, or the known word one slip away."""
+        word = self._read.get(piece)
+        if word is None:
+            if len(self._read) >= _REMEMBERED:
+                self._read.clear()
+            word = self._read[piece] = self._understood(piece)
+        return word
+
+    def _understood(self, piece: str) -> str:
         settled = self.settled(piece)
         if settled in self.known or not settled[0].isalpha():
             return settled

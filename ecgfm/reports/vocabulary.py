@@ -3,7 +3,7 @@
 Our own stand beside this module: `findings.yaml` (findings, and the parts of an ECG with the qualities that make
 findings of them), `words.yaml` (spelling, sites, ages, cues, links) and `label_sets.yaml`. All have the same sections,
 and a user's file has too; it is merged over ours: what is new is added, a list grows, a single value is replaced, and
-`drop` takes phrases away. docs/labels.md shows one.
+`drop` takes phrases away. docs/labeler.md shows one.
 
 A phrase may hold alternatives, `<atrial|auricular> <fib|flutter|>`, an empty one for what may be left out. Each phrase
 means one thing; to give it to two is a mistake, named with its line.
@@ -73,7 +73,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Cue:
-    """What bends the meaning of findings near it. docs/labels.md has the table of probabilities.
+    """What bends the meaning of findings near it. docs/labeler.md has the table of probabilities.
 
     acts:
         denies: the finding is absent
