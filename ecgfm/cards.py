@@ -5,7 +5,8 @@ The model card has the headings of Mitchell et al. 2019 (Model Cards for Model R
 card is Croissant 1.0 (http://mlcommons.org/croissant/1.0): JSON-LD that names the files of the prepared dataset, with
 their SHA-256, and the columns of its tables as data_contracts/ has them.
 
-No card has anything of one person: no id of a record or a patient, and ages only as counts of bands.
+No card has anything of one person: no id of a record or a patient, ages only as counts of bands, and no score of a part
+of the test split with fewer than `FEWEST_PATIENTS`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ecgfm.contracts import contract
 from ecgfm.label_space import LabelSpace
 
 NOT_STATED = "not stated"
+FEWEST_PATIENTS = 5
 
 METHODS = (
     "McKeen et al. 2025, ECG-FM: an open electrocardiogram foundation model, JAMIA Open, ooaf122 (arXiv 2408.05178)",
@@ -34,6 +36,28 @@ METHODS = (
     "electrocardiogram (arXiv 2203.06889)",
 )
 
+_FEW = f"< {FEWEST_PATIENTS}"
+_OUTPUTS = {
+    "multilabel": "a probability per label and segment; a recording's is their mean, or the maximum for labels that "
+    "one segment can carry alone",
+    "multiclass": "a probability per label and segment, together 1; a recording's are their means",
+    "regression": "a number per label and segment; a recording's is their mean",
+}
+_AREAS = (
+    "AUROC: the chance that a record with the label gets a higher probability than one without. AUPRC: average "
+    "precision, which depends on how common the label is."
+)
+_MEASURES = {
+    "multilabel": (
+        _AREAS,
+        "Decisions: at thresholds that were fitted on the valid split and travel with the weights.",
+    ),
+    "multiclass": (_AREAS, "Decisions: the most probable label is called, for they exclude each other."),
+    "regression": (
+        "Mean absolute error and mean error, in the label's unit. R2: the share of the variance among these records "
+        "that is explained; below 0 is worse than their mean.",
+    ),
+}
 _TASKS = {
     "multilabel": "each of them is present or absent by itself",
     "multiclass": "exactly one of them is present",
@@ -95,21 +119,20 @@ def model_card(of: ModelFacts, metrics: Mapping[str, Any]) -> str:
     """The card of an evaluated classifier, in Markdown."""
     meta = of.meta
     cohort, scores, task = metrics["cohort"], metrics["scores"]["finetuned"], meta["task"]
+    of_numbers = task == "regression"
     seconds = meta["segment_samples"] / meta["sampling_rate_hz"]
     test = cohort["splits"]["test"]
     lines = [
-        f"# Model card: ECG classifier {of.digest.removeprefix('sha256:')[:12]}",
+        f"# Model card: ECG {'regressor' if of_numbers else 'classifier'} {of.digest.removeprefix('sha256:')[:12]}",
         "",
         "## Model details",
         "",
         f"- What it is: a network that reads an ECG and answers for {len(meta['labels'])} labels, of which "
         f"{_TASKS[task]}.",
-        f"- Architecture: {of.architecture}; a linear classifier on the mean over frames. "
-        f"{of.n_parameters:,} parameters.",
+        f"- Architecture: {of.architecture}; a linear layer on the mean over frames. {of.n_parameters:,} parameters.",
         f"- Input: {len(meta['leads'])} leads ({' '.join(meta['leads'])}), {seconds:g} s at "
         f"{meta['sampling_rate_hz']:g} Hz, each lead standardised over the whole recording.",
-        "- Output: a probability per label and segment; a recording's is their mean, or for labels that one segment "
-        "can carry alone the maximum.",
+        f"- Output: {_OUTPUTS[task]}.",
         f"- Labels: {', '.join(meta['labels'])}.",
         f"- Weights: `{of.digest}`, update {meta['step']:,}.",
         f"- Licence: {NOT_STATED}. The terms of the training data apply.",
@@ -130,11 +153,7 @@ def model_card(of: ModelFacts, metrics: Mapping[str, Any]) -> str:
         "",
         "## Metrics",
         "",
-        "- AUROC: the chance that a record with the label gets a higher probability than one without. AUPRC: average "
-        "precision, which depends on how common the label is.",
-        "- Decisions: the most probable label is called, for they exclude each other."
-        if metrics["assessment"].get("classes")
-        else "- Decisions: at thresholds that were fitted on the valid split and travel with the weights.",
+        *(f"- {measure}" for measure in _MEASURES[task]),
         f"- Intervals: {100 * metrics['bootstrap']['confidence']:g} %, from "
         f"{metrics['bootstrap']['replicates']:,} replicates: {metrics['bootstrap']['rule']}.",
         "",
@@ -170,8 +189,8 @@ def model_card(of: ModelFacts, metrics: Mapping[str, Any]) -> str:
         "",
         *evaluation_table(metrics),
         "",
-        *_decision_table(metrics),
-        *_part_table(metrics),
+        *([] if of_numbers else _decision_table(metrics)),
+        *(_part_table_of_numbers(metrics) if of_numbers else _part_table(metrics)),
         "## Ethical considerations",
         "",
         "- ECGs are health data. The weights were learnt from recordings of people; whether something of a single "
@@ -184,7 +203,8 @@ def model_card(of: ModelFacts, metrics: Mapping[str, Any]) -> str:
         "",
         "- The intervals cover the chance of having these patients and not others of the same sources; not another "
         "training run, another hospital, or errors in the labels.",
-        "- Before any use elsewhere, evaluate on recordings from there, and choose thresholds there.",
+        "- Before any use elsewhere, evaluate on recordings from there"
+        + ("." if of_numbers else ", and choose thresholds there."),
         f"- Licence of the weights and of this card: {NOT_STATED}.",
         "",
     ]
@@ -194,6 +214,13 @@ def model_card(of: ModelFacts, metrics: Mapping[str, Any]) -> str:
 def evaluation_table(metrics: Mapping[str, Any]) -> list[str]:
     """The scores of metrics.json as a Markdown table, with their intervals and n."""
     scores = metrics["scores"]["finetuned"]
+    if metrics.get("task") == "regression":
+        lines = [*tested_on(metrics), "| label | unit | n | mean absolute error | mean error | R2 |"]
+        lines.append("|---|---|---:|---:|---:|---:|")
+        for row in scores["labels"]:
+            shown = " | ".join(estimate_text(row[name]) for name in ("mean_absolute_error", "mean_error", "r2"))
+            lines.append(f"| {cell(row['label'])} | {cell(row['unit']) or 'not given'} | {row['n']} | {shown} |")
+        return lines
     lines = [*tested_on(metrics), "| label | n | positives | AUROC | AUPRC |", "|---|---:|---:|---:|---:|"]
     for row in scores["labels"]:
         shown = f"{estimate_text(row['auroc'])} | {estimate_text(row['auprc'])}"
@@ -226,12 +253,18 @@ def cell(text: str) -> str:
 
 
 def _factors(metrics: Mapping[str, Any]) -> str:
-    parted = dict.fromkeys(part["by"] for part in metrics["assessment"]["parts"])
+    parted = dict.fromkeys(part["by"] for part in _parts(metrics))
     if not parted:
         return "The test records do not differ in any property that they could be parted by."
     return (
         f"Evaluated by {', '.join(parted)} (tables below). Skin tone, ethnicity and illness beside the labels: unknown."
     )
+
+
+def _parts(metrics: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The parts of the test split, where an evaluation of its task has them."""
+    found: Sequence[Mapping[str, Any]] = metrics.get("assessment", metrics)["parts"]
+    return found
 
 
 def _leak(metrics: Mapping[str, Any]) -> str:
@@ -269,16 +302,35 @@ def _decision_table(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _part_table(metrics: Mapping[str, Any]) -> Iterator[str]:
-    if not metrics["assessment"]["parts"]:
+    if not _parts(metrics):
         return
     yield "| by | part | records | patients | labels | macro AUROC | macro AUPRC |"
     yield "|---|---|---:|---:|---:|---:|---:|"
-    for part in metrics["assessment"]["parts"]:
+    for part in _parts(metrics):
         scores = part["scores"]
+        if scores["n_patients"] < FEWEST_PATIENTS:
+            yield f"| {cell(part['by'])} | {cell(part['name'])} | | {_FEW} | | not shown | not shown |"
+            continue
         n_labels = len(scores["labels"]) - len(scores["left_out"])
         shown = " | ".join(estimate_text(scores[name]) for name in ("macro_auroc", "macro_auprc"))
         counts = f"{scores['n_records']} | {scores['n_patients']} | {n_labels}"
         yield f"| {cell(part['by'])} | {cell(part['name'])} | {counts} | {shown} |"
+    yield ""
+
+
+def _part_table_of_numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
+    if not _parts(metrics):
+        return
+    yield "| by | part | label | records | patients | mean absolute error | R2 |"
+    yield "|---|---|---|---:|---:|---:|---:|"
+    for part in _parts(metrics):
+        if part["scores"]["n_patients"] < FEWEST_PATIENTS:
+            yield f"| {cell(part['by'])} | {cell(part['name'])} | | | {_FEW} | not shown | not shown |"
+            continue
+        for row in part["scores"]["labels"]:
+            shown = " | ".join(estimate_text(row[name]) for name in ("mean_absolute_error", "r2"))
+            counts = f"{row['n']} | {part['scores']['n_patients']}"
+            yield f"| {cell(part['by'])} | {cell(part['name'])} | {cell(row['label'])} | {counts} | {shown} |"
     yield ""
 
 

@@ -13,6 +13,7 @@ import torch
 
 from ecgfm import checkpoints
 from ecgfm.assessment import as_json
+from ecgfm.cards import DataFacts, ModelFacts, cards
 from ecgfm.config import EvaluateConfig
 from ecgfm.contracts import write_table
 from ecgfm.evaluated import Evaluated, embed, embedding_table, encoders_of, records_and_quality, sample
@@ -20,7 +21,7 @@ from ecgfm.metrics import BOOTSTRAP_RULE
 from ecgfm.model import Classifier
 from ecgfm.predict import record_values, segment_outputs
 from ecgfm.regression import compare_values, neighbour_means, ridge_probe, score_value_parts, train_mean
-from ecgfm.report_contents import read_cohort, read_finetuning, read_pretraining
+from ecgfm.report_contents import read_card_facts, read_cohort, read_finetuning, read_pretraining
 from ecgfm.splits import SPLITS
 from ecgfm.subgroups import parts
 from ecgfm.values_report import DIFFERENCES, ValuesReport, render, summary
@@ -90,8 +91,8 @@ def evaluate_values(subject: Evaluated, inputs: Mapping[str, Any], config: Evalu
         pretraining=read_pretraining(inputs["pretrain"], subject.pretrained),
         finetuning=read_finetuning(inputs["finetune"], subject.finetuned),
     )
-    _write_metrics(report, out / "metrics.json")
-    (out / "report.html").write_text(render(report), encoding="utf-8")
+    trainings = (report.pretraining, report.finetuning)
+    _write(report, read_card_facts(inputs, subject.finetuned, subject.pretrained, space, trainings), out)
     (out / "summary.md").write_text(summary(report), encoding="utf-8")
     shards.close()
     return {
@@ -120,8 +121,8 @@ def _predict(
     return values, pl.concat(tables)
 
 
-def _write_metrics(report: ValuesReport, path: Path) -> None:
-    """The numbers of the report as JSON."""
+def _write(report: ValuesReport, card_facts: tuple[ModelFacts, DataFacts], out: Path) -> None:
+    """The report, its numbers as JSON, and the cards."""
     values = {
         "task": "regression",
         "split": "test",
@@ -136,4 +137,9 @@ def _write_metrics(report: ValuesReport, path: Path) -> None:
         "cohort": as_json(report.cohort),
         "dropped": dict(report.dropped),
     }
-    path.write_text(json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    metrics = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    (out / "metrics.json").write_text(metrics, encoding="utf-8")
+    files = cards(*card_facts, values)
+    for name, (_, content) in files.items():
+        (out / name).write_text(content, encoding="utf-8")
+    (out / "report.html").write_text(render(report, files), encoding="utf-8")

@@ -182,6 +182,18 @@ MACROS = """\
 <b style="left:{{ estimate.value | percent }}"></b></div>
 {%- endif -%}
 {%- endmacro -%}
+{%- macro cards(files) -%}
+{%- if files %}
+<section>
+<h2>Cards</h2>
+<p class="note">Made from the facts of this evaluation and of its inputs; they lie beside this page.</p>
+{%- for name, (title, content) in files.items() %}
+<details><summary>{{ title }} ({{ name }})</summary>
+<pre>{{ content }}</pre></details>
+{%- endfor %}
+</section>
+{%- endif %}
+{%- endmacro -%}
 {%- macro reasons(counts) -%}
 {% for why, n in counts.items() %}{{ n | count }} {{ why | words }}{{ ", " if not loop.last }}{% endfor %}
 {%- endmacro -%}
@@ -383,16 +395,7 @@ chosen by macro AUPRC on the valid split
 
 {{ cost_mark }}
 
-{%- if files %}
-<section>
-<h2>Cards</h2>
-<p class="note">Made from the facts of this evaluation and of its inputs; they lie beside this page.</p>
-{%- for name, (title, content) in files.items() %}
-<details><summary>{{ title }} ({{ name }})</summary>
-<pre>{{ content }}</pre></details>
-{%- endfor %}
-</section>
-{%- endif %}
+{{ cards(files) }}
 
 <section>
 <h2>Findings left out</h2>

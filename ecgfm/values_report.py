@@ -72,8 +72,8 @@ class ValuesReport:
     finetuning: Training
 
 
-def render(report: ValuesReport) -> str:
-    """The page."""
+def render(report: ValuesReport, files: Mapping[str, tuple[str, str]]) -> str:
+    """The page. files: what is written beside it and shown in it, collapsed: file name -> (title, content)"""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
@@ -96,6 +96,7 @@ def render(report: ValuesReport) -> str:
         style=Markup(STYLE),
         script=Markup(SORT_SCRIPT),
         cost_mark=Markup(COST_MARK),
+        files=files,
         finetuned=report.scores["finetuned"],
         names=[_with_unit(label.name, label.unit) for label in report.labels],
         confidence=f"{100 * report.confidence:g} %",

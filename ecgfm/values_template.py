@@ -150,6 +150,8 @@ compare parts by their errors.</p>
 
 {{ cost_mark }}
 
+{{ cards(files) }}
+
 <section>
 <h2>How to read this, and its limits</h2>
 <ul>

@@ -157,6 +157,34 @@ def test_what_the_model_knows_is_said_without_naming_a_record(leakage: str | Non
     assert "00017" not in card
 
 
+def test_a_model_of_numbers_has_errors_and_no_decisions() -> None:
+    row = {"label": "age", "unit": "years", "n": 40, "mean_error": estimate(0.5), "r2": None}
+    scores = {"n_records": 40, "n_patients": 21, "labels": [{**row, "mean_absolute_error": estimate(9.0)}]}
+    given = {name: value for name, value in metrics().items() if name not in ("assessment", "scores")}
+    given |= {"task": "regression", "scores": {"finetuned": scores}}
+    given |= {"parts": [{"by": "sex", "name": "female", "scores": {**scores, "n_patients": 11}}]}
+    card = model_card(replace(model(), meta={**model().meta, "task": "regression", "labels": ["age"]}), given)
+    assert "| age | years | 40 | 9.000 (8.950 to 9.050) | 0.500 (0.450 to 0.550) | not scored |" in card
+    assert "| sex | female | age | 40 | 11 | 9.000 (8.950 to 9.050) | not scored |" in card
+    assert "AUROC" not in card
+    assert "threshold" not in card
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_part_of_few_patients_has_no_score_on_the_card(task: str) -> None:
+    given = {**metrics(), "task": task}
+    scores = {**given["scores"]["finetuned"], "n_patients": 4}
+    part = {"by": "age", "name": "80 years and over", "scores": scores}
+    given["assessment"] = {**given["assessment"], "parts": [part]}
+    given["scores"] = {"finetuned": {**scores, "labels": []}}
+    card = model_card(replace(model(), meta={**model().meta, "task": task}), given)
+    (row,) = (line for line in card.splitlines() if "80 years and over" in line)
+    assert row.split("|")[3:] in (
+        [" ", " < 5 ", " ", " not shown ", " not shown ", ""],
+        [" ", " ", " < 5 ", " not shown ", " not shown ", ""],
+    )
+
+
 # ---- of the data --------------------------------------------------------------------------------------------------
 
 

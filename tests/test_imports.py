@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drawing": {"ecg"},
     "peek": {"ecg", "formats", "signals", "quality", "drawing"},
     "report_template": set(),
-    "export_texts": WORDS,
+    "export_texts": {*WORDS, "cards"},
     "regression": {*RECORDS, "metrics", "significance", "subgroups"},
     "values_template": set(),
     "values_report": {
@@ -147,7 +147,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluated": {*TRAINING - {"training"}, "splits"},
     "evaluate_values": {
         *TRAINING - {"training"},
-        *("evaluated", "splits", "subgroups", "assessment", "regression", "report_contents", "values_report"),
+        *("evaluated", "splits", "subgroups", "assessment", "cards", "regression", "report_contents"),
+        "values_report",
     },
     "evaluate": {
         *TRAINING - {"training"},
