@@ -78,6 +78,7 @@ class Reader:
         self._vocabulary = vocabulary
         self._terms = list(vocabulary.terms.values())
         phrases = list(vocabulary.terms)
+        self._above = {name: tuple(vocabulary.ancestors(name)) for name in vocabulary.findings}
         self._lengths = [phrase.count(" ") + 1 for phrase in phrases]
         self._automaton = AhoCorasick(
             [_framed(phrase.split(" ")) for phrase in phrases],
@@ -136,7 +137,7 @@ class Reader:
         they make theirs of what it is a kind of: "acute" of "vorderwandinfarkt"."""
         found: dict[str, list[Item]] = {}
         for modifier in modifiers:
-            for name in self._vocabulary.ancestors(base):
+            for name in self._above[base]:
                 if made := self.formed(name, modifier.name):
                     for finding in made if name == base else (base, *made):
                         found.setdefault(finding, []).append(modifier)

@@ -16,6 +16,8 @@ from ecgfm.reports.assertion import Status
 from ecgfm.reports.mentions import MODIFIERS, REACH, Item, Mention
 from ecgfm.reports.vocabulary import Acts, Cue
 
+_WIDE = 8
+"""Findings that a condition or an earlier time reaches where nothing joins them."""
 _JOINS = frozenset(("and", "or", "versus", "slash", "same"))
 
 
@@ -182,10 +184,12 @@ class _Scope:
                 return -1
         return m if unknown <= 3 and commas <= 1 else -1
 
-    def chain(self, m: int, step: int, through: Collection[str] = _JOINS) -> list[tuple[int, str]]:
+    def chain(
+        self, m: int, step: int, through: Collection[str] = _JOINS, longest: int = REACH
+    ) -> list[tuple[int, str]]:
         """A mention and those joined to it on one side, each with how it is joined."""
         found = [(m, "")]
-        for _ in range(REACH):
+        for _ in range(longest):
             link = self.links[m if step > 0 else m - 1] if 0 <= m + step < len(self.mentions) else None
             if link is None or link not in through:
                 break
@@ -224,7 +228,7 @@ def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit
     if cue.acts == "affirms":
         chain = [(start, "")]
     elif cue.acts in ("supposes", "recalls", "shows") and forward:
-        chain = scope.chain(start, 1, (*_JOINS, "", "with", "verb"))
+        chain = scope.chain(start, 1, (*_JOINS, "", "with", "verb"), _WIDE)
     else:
         chain = scope.chain(start, 1 if forward else -1)
     return [(m, Hit(item, cue.acts, cue.probability, joined)) for m, joined in chain]

@@ -26,11 +26,15 @@ _TOKEN = re.compile(
     r"|[^\s\w]|_"
 )
 _BOUNDARY = re.compile(
-    r"[;!]|(?<=[\w)])\?(?=\s)|\.(?!\S)(?!\s*[Gg]rad)|(?<=[^\W\d_]{3})\.(?=[^\W\d_]{3})|(?<=[\d)])\.(?=[^\W\d_]{3})(?![Gg]rad)"
+    r"[;!]"
+    r"|\?(?=\s)(?<=[\w)]\?)"
+    r"|\.(?!\S)(?!\s*[Gg]rad)"  # "AV-Block 1. Grades" goes on
+    r"|\.(?=[^\W\d_]{3})(?![Gg]rad)(?:(?<=[^\W\d_]{3}\.)|(?<=[\d)]\.))"
 )
 _ABBREVIATION = re.compile(
-    r"(?<![^\W_])(?:unbest|poss|prob|mögl|moegl|wahrsch|abn|intraventr|suprav|supravent|supraventr|vent|ventr|extr|term|path|asc|desc|isol|repol|vs|approx|resp|incl"
-    r"|inkompl|kompl|bzw|ca|evtl|v\.a|z\.n|z|v|z\.b|i\.e|e\.g|cf|nr|ant|inf|lat|sept|post|dr|pat|pt|incompl|inc|unspez)$",
+    r"(?<![^\W_])(?:unbest|poss|prob|mögl|moegl|wahrsch|abn|intraventr|suprav|supravent|supraventr|vent|ventr|extr|term"
+    r"|path|asc|desc|isol|repol|vs|approx|resp|incl|inkompl|kompl|bzw|ca|evtl|v\.a|z\.n|z|v|z\.b|i\.e|e\.g|cf|nr|ant|inf"
+    r"|lat|sept|post|dr|pat|pt|incompl|inc|unspez)$",
     re.IGNORECASE,
 )
 _MEANINGLESS = frozenset(".<>=~\"'|*#•·\\{}[]_^")
