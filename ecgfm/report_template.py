@@ -61,8 +61,8 @@ no-repeat; }
 .panels.clouds img { width: min(50%, 500px); }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: 13px; margin-bottom: 6px; }
 .legend svg { width: 30px; height: 8px; margin-right: 7px; }
-.matrix td { text-align: center; padding: 5px 9px; }
-.matrix tbody td:first-child { text-align: left; }
+.matrix td, .matrix thead th { text-align: center; padding: 5px 9px; }
+.matrix td:first-child, .matrix thead th:first-child { text-align: left; padding-left: 0; }
 details { margin: 12px 0; }
 summary { cursor: pointer; font-weight: 600; }
 details pre { background: var(--soft); border: 1px solid var(--line); padding: 12px 14px; font-size: 12px;

@@ -9,7 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ecgfm.drawing import LONG_LAYOUT, SHORT_LAYOUT, Panel, Series, draw_ecg, draw_panels, drawn_seconds, ecg_figure
+from ecgfm.drawing import (
+    COLOURS,
+    LONG_LAYOUT,
+    MARKERS,
+    SHORT_LAYOUT,
+    Cloud,
+    Panel,
+    Series,
+    draw_cloud,
+    draw_ecg,
+    draw_panels,
+    drawn_seconds,
+    ecg_figure,
+    line_look,
+    line_names,
+)
 from ecgfm.ecg import LEADS
 
 RATE_HZ = 200.0
@@ -202,3 +217,49 @@ def test_no_text_of_the_panels_is_cut_off(n_panels: int) -> None:
         assert 0 < at[0] < width
         lowest = max(lowest, at[1])
     assert 0.8 * height < lowest < height - 3  # a baseline, with room for what hangs below it
+
+
+def cloud(n: int = 30) -> Cloud:
+    random = np.random.default_rng(0)
+    groups = ["a <b>", "c", "other"] * (n // 3)
+    return Cloud(
+        "by finding", "component 1", "component 2", random.normal(size=(n, 2)), groups, ["a <b>", "c", "other"], 2
+    )
+
+
+def test_a_cloud_has_every_point_once_and_tells_groups_apart_by_colour_and_shape() -> None:
+    svg = draw_cloud(cloud())
+    assert draw_cloud(cloud()) == svg
+    root = ET.fromstring(svg)
+    points = [use for use in root.iter("{http://www.w3.org/2000/svg}use") if "stroke-width" in (use.get("style") or "")]
+    styles = [re.sub(r"\s", "", use.get("style") or "") for use in points]
+    for colour, _ in MARKERS[:2]:
+        assert sum(f"fill:{colour.lower()}" in style for style in styles) >= 10
+    for name in ("a &lt;b&gt; (10)", "c (10)", "other (10)", "component 1"):
+        assert name in svg
+    assert len({shape for _, shape in MARKERS}) == len({colour for colour, _ in MARKERS}) == len(MARKERS) == 8
+
+
+def test_lines_look_alike_in_pictures_that_share_their_names() -> None:
+    x = np.arange(3.0)
+    both = Panel("both", "x", "y", (Series("one", x, x), Series("two", x, -x)))
+    second = Panel("second", "x", "y", (Series("two", x, x),))
+    names = line_names([both, second])
+    assert names == ["one", "two"]
+    alone, told = draw_panels([second]), draw_panels([second], names=names)
+    assert COLOURS[0].lower() in alone
+    assert COLOURS[1].lower() in told
+    assert COLOURS[0].lower() not in told
+    assert ">two<" in alone  # the legend
+    assert ">two<" not in told
+    assert line_look(0) == (COLOURS[0], "none")
+    assert line_look(1)[0] == COLOURS[1]
+    assert len({line_look(number) for number in range(6)}) == 6
+
+
+def test_an_axis_may_have_names_in_place_of_numbers() -> None:
+    shots = Panel(
+        "few", "positives", "AUROC", (Series("a", np.arange(3.0), np.arange(3.0)),), x_names=("1", "5", "all")
+    )
+    svg = draw_panels([shots])
+    assert ">all<" in svg

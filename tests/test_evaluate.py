@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -17,6 +18,7 @@ import sklearn.metrics
 import torch
 
 from ecgfm import checkpoints
+from ecgfm.attribution import TOLERANCE
 from ecgfm.config import EvaluateConfig, Pipeline, from_dict
 from ecgfm.contracts import empty_table, read_table, write_table
 from ecgfm.data import Shards
@@ -321,6 +323,18 @@ def test_an_evaluation_killed_while_the_baseline_learns_leaves_nothing_half(made
     for name, content in whole.items():
         if name != "stage.json":
             assert (again.directory / name).read_bytes() == content, name
+
+
+def test_errors_are_drawn_with_what_made_their_logit_and_others_with_attention(out: Path) -> None:
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png") == config().drawn_records == 6
+    captions = re.findall(r"<figcaption>Record (.+?)</figcaption>", page, re.DOTALL)
+    errors = [float(found) for found in re.findall(r"less that of a segment of zeros, within ([\d.e-]+) %", page)]
+    assert len(captions) == 6
+    assert len(errors) == sum("integrated gradients" in caption for caption in captions) == page.count("Furthest from")
+    assert len(errors) >= 1
+    assert max(errors) <= 100 * TOLERANCE
+    assert sum("Shaded: attention" in caption for caption in captions) == 6 - len(errors)
 
 
 def knowing(inputs: dict[str, Any], seen: Seen | None, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from ecgfm.assessment import ScoredRecords, assess
 from ecgfm.baselines import few_shot
 from ecgfm.config import Published
-from ecgfm.confusion import confused_pairs
+from ecgfm.confusion import ConfusionMatrix, confused_pairs
 from ecgfm.contracts import empty_table
 from ecgfm.ecg import LEADS
 from ecgfm.embedding_map import embedding_map
@@ -319,3 +319,51 @@ def test_what_the_model_knows_is_said_on_top() -> None:
     assert "whether it has seen these records cannot be checked" in unknown
     assert "no training step has seen" not in unknown
     assert "no training step has seen" in Page(render(report())).text
+
+
+def test_pairs_that_are_confused_stand_with_both_shares() -> None:
+    given = report()
+    assert not isinstance(given.confusion, ConfusionMatrix)
+    first = given.confusion[0]
+    text = Page(render(given)).text
+    section = text[text.index("What is taken for what") : text.index("Where the records lie")]
+    assert f"{first.missed} {first.called} {first.n}" in section
+    assert f"{100 * first.n / first.with_missed:.1f} % {first.n}/{first.with_missed}" in section
+    assert f"{100 * first.n / first.falsely_called:.1f} % {first.n}/{first.falsely_called}" in section
+    none = Page(render(replace(given, confusion=[]))).text
+    assert "No finding of a test record is missed where another is called in error." in none
+
+
+def test_classes_that_exclude_each_other_have_a_matrix_with_shares() -> None:
+    counts = np.array([[30, 10, 0], [1, 9, 0], [0, 0, 0]])
+    html = render(replace(report(), confusion=ConfusionMatrix(tuple(LABELS), counts)))
+    text = Page(html).text
+    assert "atrial fibrillation 30 75.0 % 10 25.0 % 0 0.0 % 40" in text
+    assert "<b>pacing</b> & rhythm 1 10.0 % 9 90.0 % 0 0.0 % 10" in text
+    assert "sinus rhythm 0 0 0 0" in text  # no record of it: no shares
+    assert html.count('style="background: rgba(') == 4
+
+
+def test_the_map_says_how_many_records_and_how_much_of_the_variance() -> None:
+    given = report()
+    assert given.embedding_map is not None
+    text = Page(render(given)).text
+    assert f"the axes hold {100 * sum(given.embedding_map.explained):.1f} % of the variance" in text
+    assert "principal components of the 80 test records. Each record" in text
+    assert "records of the other splits lie on the same axes" in text
+    assert "Where the records lie" not in Page(render(replace(given, embedding_map=None))).text
+
+
+def test_several_sources_have_a_diagram_each_below_that_of_all() -> None:
+    one = report()
+    several = replace(one, counts={"total": FLOW, "sources": {"ptb_xl": FLOW, "own": FLOW}})
+    assert Page(render(several)).seen.count("img") == Page(render(one)).seen.count("img") + 2
+    assert "Source by source" in Page(render(several)).text
+    assert "Source by source" not in Page(render(one)).text
+
+
+def test_the_cards_are_on_the_page_as_text() -> None:
+    html = render(report())
+    assert "Model card (model_card.md) # A <model>" in Page(html).text
+    assert "# A &lt;model&gt;" in html
+    assert "Cards" not in Page(render_with_files(report(), {})).text
