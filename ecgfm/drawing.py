@@ -35,6 +35,9 @@ _NEARLY_LONG_SECONDS = 9.9  # devices that say 10 s store some samples less
 
 MAX_SINGLE_LEAD_ROWS = 6
 
+AGAINST_AND_FOR = ("speaks against the label", "for it")
+"""What a saliency below and above 0 means, unless it is said otherwise."""
+
 _MARGIN_MM, _PULSE_MM, _TITLE_MM, _FOOT_MM = 5.0, 10.0, 10.0, 10.0
 _PAPER, _FINE, _COARSE, _INK, _QUIET = "#fffdfc", "#f7dfdd", "#ecb3ae", "#111111", "#555555"
 _FOR, _AGAINST = (0.0, 0.45, 0.70), (0.84, 0.37, 0.0)
@@ -157,13 +160,14 @@ def draw_ecg(
     dpi: int = 127,
     leads: Sequence[str] = LEADS,
     picture_format: Literal["png", "svg"] = "png",
+    signs: tuple[str, str] = AGAINST_AND_FOR,
 ) -> bytes:
     """A PNG or SVG of one ECG; see `ecg_figure`. At 127 dots per inch a millimetre is five dots, and the grid is
     even; an SVG has no dots and prints true to scale."""
     no_metadata = {"Software": None} if picture_format == "png" else {"Date": None, "Creator": None}
     out = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        figure = ecg_figure(signal_mv, sampling_rate_hz, saliency, title, leads)
+        figure = ecg_figure(signal_mv, sampling_rate_hz, saliency, title, leads, signs)
         options: dict[str, Any] = {"dpi": dpi, "pil_kwargs": {"optimize": True}} if picture_format == "png" else {}
         figure.savefig(out, format=picture_format, metadata=no_metadata, **options)
     return out.getvalue() if picture_format == "png" else _with_fonts(out.getvalue().decode()).encode()
@@ -175,6 +179,7 @@ def ecg_figure(
     saliency: np.ndarray | None = None,
     title: str = "",
     leads: Sequence[str] = LEADS,
+    signs: tuple[str, str] = AGAINST_AND_FOR,
 ) -> Figure:
     """An ECG at 25 mm/s and 10 mm/mV on paper with lines every 1 and 5 mm, true to scale.
 
@@ -186,6 +191,7 @@ def ecg_figure(
     signal_mv: (lead, time), millivolt; NaN where invalid
     saliency: (time,) 0 to 1, shaded behind all leads; (lead, time) -1 to 1, behind each its own, in one colour what is
         below 0 and in another what is above; None for none
+    signs: what a saliency (lead, time) below and above 0 means, in words
     leads: the names of the rows; all twelve standard leads may come in any order and with others, not drawn then
     """
     shapes = (signal_mv.shape[1:], signal_mv.shape)
@@ -230,7 +236,7 @@ def ecg_figure(
     axes.text(width - _MARGIN_MM, bottom / 2, scale, va="center", ha="right", size=9, color=_QUIET)
     drawn_s = max(strip.first_s + strip.seconds for strip in strips)
     if saliency is not None:
-        low, high = ("speaks against the label", "for it") if of_leads else ("attention of the model: low", "high")
+        low, high = signs if of_leads else ("attention of the model: low", "high")
         axes.text(_MARGIN_MM, bottom / 2, low, va="center", size=9, color=_QUIET)
         extent = (52, 77, bottom / 2 - 1.5, bottom / 2 + 1.5)
         axes.imshow(np.linspace(shading["vmin"], 1, 64)[None], extent=extent, **shading, aspect="auto")

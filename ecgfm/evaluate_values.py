@@ -17,10 +17,9 @@ from ecgfm.cards import DataFacts, ModelFacts, cards
 from ecgfm.config import EvaluateConfig
 from ecgfm.contracts import write_table
 from ecgfm.evaluated import Evaluated, embed, embedding_table, encoders_of, records_and_quality, sample
-from ecgfm.metrics import BOOTSTRAP_RULE
 from ecgfm.model import Classifier
 from ecgfm.predict import record_values, segment_outputs
-from ecgfm.regression import compare_values, neighbour_means, ridge_probe, score_value_parts, train_mean
+from ecgfm.regression import BOOTSTRAP_RULE, compare_values, neighbour_means, ridge_probe, score_value_parts, train_mean
 from ecgfm.report_contents import read_card_facts, read_cohort, read_finetuning, read_pretraining
 from ecgfm.splits import SPLITS
 from ecgfm.subgroups import parts

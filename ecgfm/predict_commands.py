@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ecgfm.answer_files import ArrayWriter, TableWriter, check_outs
 from ecgfm.config import PROGRESS_BAR, Task
 from ecgfm.contracts import empty_table
-from ecgfm.drawing import LONG_SECONDS, draw_ecg
+from ecgfm.drawing import AGAINST_AND_FOR, LONG_SECONDS, draw_ecg
 from ecgfm.ecg import InputError
 from ecgfm.files import naming
 from ecgfm.recordings import (
@@ -193,13 +193,15 @@ def draw_segments(found: Saliency, segments: Sequence[int]) -> bytes:
     shown = np.concatenate(found.shown[chosen], axis=1)
     seconds = found.signal_mv.shape[2] / found.sampling_rate_hz
     where = "" if len(found.signal_mv) == len(chosen) else f", from {chosen[0] * seconds:g} s"
-    what = "" if found.label is None else f": {found.label}, {found.answer}"
+    is_number = found.value is not None
+    what = "" if found.label is None else f": {found.label}{'' if is_number else ','} {found.answer}"
     return draw_ecg(
         signal_mv,
         found.sampling_rate_hz,
         shown[0] if found.method == "attention" else shown,
         title=f"{found.record_id}{where}{what}",
         leads=found.leads,
+        signs=("lowers the number", "raises it") if is_number else AGAINST_AND_FOR,
     )
 
 

@@ -25,6 +25,11 @@ from ecgfm.metrics import Estimate, bootstrap_weights, divide, estimate, patient
 from ecgfm.significance import bootstrap_p, holm
 from ecgfm.subgroups import Part
 
+BOOTSTRAP_RULE = (
+    "patients drawn with replacement, without strata; a record of no known patient is a patient of its own; percentile "
+    "interval, widened where needed to hold the point estimate; replicates without a defined measure are left out"
+)
+
 LIMITS = 1.96
 """Standard deviations of the errors between their mean and either limit of agreement."""
 

@@ -136,10 +136,10 @@ def _summary(report: ValuesReport) -> str:
     """The headline, with every number's interval."""
     finetuned, floor = report.scores["finetuned"], report.scores["train_mean"]
     apart = " that no training step has seen" if report.training_is_known and not report.leak else ""
-    sentences = [f"On {_counted(finetuned.n_records, 'test record')}{_whose(report)}{apart}:"]
+    sentences = [f"The finetuned model, on {_counted(finetuned.n_records, 'test record')}{_whose(report)}{apart}."]
     for one, mean in zip(finetuned.labels, floor.labels, strict=True):
         sentences.append(
-            f"{one.label} is off by {_in_words(one.mean_absolute_error)} {one.unit}".rstrip()
+            f"{one.label[:1].upper()}{one.label[1:]} is off by {_in_words(one.mean_absolute_error)} {one.unit}".rstrip()
             + f" on average (mean absolute error); always saying the train split's mean would be off by "
             f"{_in_words(mean.mean_absolute_error)}. R² is {_in_words(one.r2)}, and predictions are "
             f"{_bias(one)}."

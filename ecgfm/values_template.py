@@ -82,7 +82,8 @@ normal and alike at all sizes. A slope there says that extremes are pulled towar
 <th>mean absolute error</th><th>mean error</th><th>R²</th></tr></thead>
 <tbody>
 {%- for by, part, s, n_patients in table.parts %}
-<tr><td>{{ by }}</td><td class="words">{{ part }}</td><td>{{ s.n | count }}</td><td>{{ n_patients | count }}</td>
+<tr><td>{% if loop.first or by != loop.previtem[0] %}{{ by }}{% else %}<span class="again">{{ by }}</span>
+{%- endif %}</td><td class="words">{{ part }}</td><td>{{ s.n | count }}</td><td>{{ n_patients | count }}</td>
 <td>{{ number(s.mean_absolute_error) }}</td><td>{{ number(s.mean_error, true) }}</td><td>{{ number(s.r2) }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
