@@ -94,7 +94,7 @@ def section(spent: Sequence[Spent], run_seconds: float) -> Markup:
     return Markup("""<section>
 <h2>What it cost</h2>
 <div class="wide"><table>
-<thead><tr><th>stage</th><th>seconds</th><th class="words">in this run</th><th class="text">made, UTC</th>
+<thead><tr><th>stage</th><th>seconds</th><th class="text">in this run</th><th class="text">made, UTC</th>
 <th class="words">of what</th><th class="words">device</th><th>peak memory, GB</th><th>energy, Wh</th></tr></thead>
 <tbody>
 {rows}
@@ -120,7 +120,7 @@ def _row(one: Spent) -> Markup:
     memory = _NOT_KNOWN if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.2f}"
     of_what = ", ".join(_main_counts(one.counts))
     cells = Markup(
-        '<tr><td>{}</td><td>{:,.1f}</td><td class="words">{}</td><td class="text">{}</td><td class="words">{}</td>'
+        '<tr><td>{}</td><td>{:,.1f}</td><td class="text">{}</td><td class="text">{}</td><td class="words">{}</td>'
         '<td class="words">{}</td><td>{}</td><td>{}</td></tr>'
     )
     made_at = one.made_at[:16].replace("T", " ")
