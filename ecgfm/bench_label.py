@@ -1,8 +1,8 @@
 """How fast reports become labels, beside the obvious way: a regular expression for each phrase that is known.
 
 The reports are made of the vocabulary's own phrases, three to eight statements each, drawn by Zipf's law as those of a
-machine's statements are: a few are in most reports, most are rare. Every report has a number of its own, so that hardly
-any two are equal and nothing is won by reading a text once.
+machine's statements are: a few are in most reports, most are rare. Hardly any two reports are equal, so that little is
+won by reading a text once.
 """
 
 from __future__ import annotations
@@ -78,10 +78,8 @@ def made_up(n: int, seed: int = 0) -> list[str]:
     drawn = random.choice(STATEMENTS, size=counts.sum(), p=weight / weight.sum())
     ends = np.cumsum(counts)
     return [
-        f"Ventricular rate {random.integers(40, 160)} bpm, report {k}. "
-        + ". ".join(statements[s].capitalize() for s in drawn[end - count : end])
-        + "."
-        for k, (end, count) in enumerate(zip(ends, counts, strict=True))
+        f"Ventricular rate {rate} bpm. {'. '.join(statements[s].capitalize() for s in drawn[end - count : end])}."
+        for rate, end, count in zip(random.integers(40, 160, n), ends, counts, strict=True)
     ]
 
 

@@ -26,7 +26,7 @@ from ecgfm.contracts import empty_table
 from ecgfm.ecg import InputError
 from ecgfm.label_space import Label, LabelSpace
 from ecgfm.processes import ordered_map, worthwhile
-from ecgfm.reports.assertion import Status
+from ecgfm.reports.assertion import Assertion, Status
 from ecgfm.reports.ecg_fm import EcgFmLabeler
 from ecgfm.reports.ecg_fm_patterns import read_patterns
 from ecgfm.reports.own import OwnLabeler
@@ -208,7 +208,8 @@ def _read(config: ReportsConfig, item: tuple[list[str], list[int]]) -> _Part:
     n: list[int] = []
     found: list[tuple[int, int, float, int, int, int]] = []
     for text, times in zip(*item, strict=True):
-        said = [one for one in reader.read(text) if one.label in number]
+        said, rest = _say(reader, text)
+        said = [one for one in said if one.label in number]
         n.append(len(said))
         found += [
             (
@@ -221,19 +222,20 @@ def _read(config: ReportsConfig, item: tuple[list[str], list[int]]) -> _Part:
             )
             for one in said
         ]
-        for words in set(_unmatched(reader, text)):
+        for words in rest:
             unmatched[words] += times
     columns: Sequence[Sequence[Any]] = list(zip(*found, strict=True)) or [()] * len(_KINDS)
     arrays = {name: np.array(values, kind) for (name, kind), values in zip(_KINDS.items(), columns, strict=True)}
     return _Part(np.array(n, np.int64), **arrays, rules=list(rules), unmatched=dict(unmatched))
 
 
-def _unmatched(reader: OwnLabeler | EcgFmLabeler, text: str) -> Iterator[str]:
+def _say(reader: OwnLabeler | EcgFmLabeler, text: str) -> tuple[list[Assertion], set[str]]:
+    """What a text asserts, and the pieces of it that nothing explains."""
     if isinstance(reader, OwnLabeler):
-        yield from (words for words, _, _ in reader.unmatched(text))
-    else:
-        left = re.split(r"[;,.:()]|\s\s+", reader.unmatched(reader.normalise(text)))
-        yield from (words.strip() for words in left if words.strip())
+        said, rest = reader.read_all(text)
+        return said, {words for words, _, _ in rest}
+    left = re.split(r"[;,.:()]|\s\s+", reader.unmatched(reader.normalise(text)))
+    return reader.read(text), {words.strip() for words in left if words.strip()}
 
 
 # ---- the command

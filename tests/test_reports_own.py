@@ -309,9 +309,9 @@ def test_what_was_read_is_kept_only_so_far(monkeypatch: pytest.MonkeyPatch) -> N
     reader = OwnLabeler(vocabulary())
     for k in range(35):
         assert reader.read(f"Sinus rhythm at {k} per minute")
-        assert len(reader._votes) <= 10
+        assert len(reader._known) <= 10
     reader.read("sinus rhythm " * 1000)
-    assert max(map(len, reader._votes)) < 1000
+    assert max(map(len, reader._known)) < 1000
 
 
 # ---- real reports

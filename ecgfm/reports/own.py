@@ -86,6 +86,13 @@ class _Vote(NamedTuple):
     rule: str
 
 
+class _Read(NamedTuple):
+    """What comes of a statement: the best vote on each label, and what nothing explains (text, start, end)."""
+
+    votes: list[_Vote]
+    unmatched: list[tuple[str, int, int]]
+
+
 class OwnLabeler:
     """Reads reports by a vocabulary. It holds its automaton and what it has read; each process makes its own.
 
@@ -123,26 +130,34 @@ class OwnLabeler:
                 for name in sorted(set.intersection(*(set(vocabulary.ancestors(of)) for of in rule.any_of))):
                     self._absent[name].append(k)
         self._titles = (*rules, *parts)
-        self._votes: dict[str, list[_Vote]] = {}
+        self._known: dict[str, _Read] = {}
 
     def read(self, report: str) -> list[Assertion]:
         """What a report asserts: at most one assertion of a label, in the order of `labels`; spans in the report."""
+        return self.read_all(report)[0]
+
+    def read_all(self, report: str) -> tuple[list[Assertion], list[tuple[str, int, int]]]:
+        """`read` and `unmatched` at once."""
         best: dict[int, tuple[_Vote, int]] = {}
-        known = self._votes
-        for start, end in split(report):
-            text = report[start:end]
-            votes = known.get(text)
-            for vote in self._read_votes(text) if votes is None else votes:
+        unmatched: list[tuple[str, int, int]] = []
+        known = self._known
+        for at, end in split(report):
+            text = report[at:end]
+            read = known.get(text) or self._read(text)
+            for vote in read.votes:
                 before = best.get(vote.label)
                 if before is None or vote.rank > before[0].rank:
-                    best[vote.label] = (vote, start)
+                    best[vote.label] = (vote, at)
+            if read.unmatched:
+                unmatched += [(words, first + at, last + at) for words, first, last in read.unmatched]
         self._add_together(best)
         labels, given = self._titles, len(self.labels)
-        return [
+        said = [
             Assertion(labels[k], vote.status, vote.probability, vote.start + at, vote.end + at, vote.rule)
             for k, (vote, at) in sorted(best.items())
             if k < given
         ]
+        return said, unmatched
 
     def explain(self, report: str) -> list[StatementReading]:
         """How each statement of a report was read, for people to see; `read` says what becomes of it all together."""
@@ -150,23 +165,24 @@ class OwnLabeler:
 
     def unmatched(self, report: str) -> list[tuple[str, int, int]]:
         """The words that nothing explains, run by run: (text, start, end)."""
-        return [run for statement in self.explain(report) for run in statement.unmatched]
+        return self.read_all(report)[1]
 
-    def _read_votes(self, text: str) -> list[_Vote]:
-        """The best vote of a statement on each label; kept for the next time."""
+    def _read(self, text: str) -> _Read:
+        """What comes of a statement; kept for the next time."""
         tokens = self.vocabulary.spelling.tokens(text)
         best: dict[int, _Vote] = {}
-        for said in self._clauses(tokens)[0]:
+        clauses, unexplained = self._clauses(tokens)
+        for said in clauses:
             for vote in self._of_clause(said, tokens, text):
                 before = best.get(vote.label)
                 if before is None or vote.rank > before.rank:
                     best[vote.label] = vote
-        votes = list(best.values())
+        read = _Read(list(best.values()), _runs(unexplained, tokens, text))
         if len(text) <= LONGEST_CACHED:
-            if len(self._votes) >= CACHED:
-                self._votes.clear()
-            self._votes[text] = votes
-        return votes
+            if len(self._known) >= CACHED:
+                self._known.clear()
+            self._known[text] = read
+        return read
 
     def _clauses(self, tokens: Sequence[Token]) -> tuple[list[list[Said]], list[Item]]:
         """What each clause of a statement says, and the items that nothing explains."""
@@ -322,15 +338,20 @@ class OwnLabeler:
             Reading(r.finding, r.status, r.probability, r.start + at, r.end + at, r.describing, r.cues, r.rule)
             for r in readings
         )
-        runs: list[tuple[int, int]] = []
-        for item in unexplained:
-            if runs and runs[-1][1] == item.first:
-                runs[-1] = (runs[-1][0], item.last)
-            else:
-                runs.append((item.first, item.last))
-        spans = [(tokens[first].start, tokens[last - 1].end) for first, last in runs]
-        unmatched = tuple((text[start:end], start + at, end + at) for start, end in spans)
+        unmatched = tuple((words, start + at, end + at) for words, start, end in _runs(unexplained, tokens, text))
         return StatementReading(at, at + len(text), tuple(moved), unmatched)
+
+
+def _runs(unexplained: Iterable[Item], tokens: Sequence[Token], text: str) -> list[tuple[str, int, int]]:
+    """Items that stand side by side as one: (text, start, end)."""
+    runs: list[tuple[int, int]] = []
+    for item in unexplained:
+        if runs and runs[-1][1] == item.first:
+            runs[-1] = (runs[-1][0], item.last)
+        else:
+            runs.append((item.first, item.last))
+    spans = [(tokens[first].start, tokens[last - 1].end) for first, last in runs]
+    return [(text[start:end], start, end) for start, end in spans]
 
 
 def _needs_a_use(item: Item) -> bool:

@@ -31,12 +31,15 @@ _BOUNDARY = re.compile(
     r"|\.(?!\S)(?!\s*[Gg]rad)"  # "AV-Block 1. Grades" goes on
     r"|\.(?=[^\W\d_]{3})(?![Gg]rad)(?:(?<=[^\W\d_]{3}\.)|(?<=[\d)]\.))"
 )
-_ABBREVIATION = re.compile(
-    r"(?<![^\W_])(?:unbest|poss|prob|mögl|moegl|wahrsch|abn|intraventr|suprav|supravent|supraventr|vent|ventr|extr|term"
-    r"|path|asc|desc|isol|repol|vs|approx|resp|incl|inkompl|kompl|bzw|ca|evtl|v\.a|z\.n|z|v|z\.b|i\.e|e\.g|cf|nr|ant|inf"
-    r"|lat|sept|post|dr|pat|pt|incompl|inc|unspez)$",
-    re.IGNORECASE,
-)
+_ABBREVIATIONS = (
+    "unbest", "poss", "prob", "mögl", "moegl", "wahrsch", "abn", "intraventr", "suprav", "supravent", "supraventr",
+    "vent", "ventr", "extr", "term", "path", "asc", "desc", "isol", "repol", "vs", "approx", "resp", "incl",
+    "inkompl", "kompl", "bzw", "ca", "evtl", "v.a", "z.n", "z", "v", "z.b", "i.e", "e.g", "cf", "nr", "ant", "inf",
+    "lat", "sept", "post", "dr", "pat", "pt", "incompl", "inc", "unspez",
+)  # fmt: skip
+_ABBREVIATION = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, _ABBREVIATIONS))})$", re.IGNORECASE)
+_ABBREVIATED = frozenset(word[-1] if len(word) == 1 else word[-2:] for word in _ABBREVIATIONS)
+"""How they end: what ends otherwise needs no search."""
 _MEANINGLESS = frozenset(".<>=~\"'|*#•·\\{}[]_^")
 _LONGEST_ABBREVIATION = 10
 _LONGEST_MENDED = 30
@@ -59,14 +62,22 @@ def split(report: str) -> Iterator[tuple[int, int]]:
     for boundary in _BOUNDARY.finditer(report):
         at = boundary.start()
         sign = report[at]
-        if sign == "." and _ABBREVIATION.search(report[max(start, at - _LONGEST_ABBREVIATION) : at]):
+        if sign == "." and _is_abbreviated(report, start, at):
             continue
         end = boundary.end() if sign == "?" else at
-        if report[start:end].strip():
+        if start < end and not report[start:end].isspace():
             yield start, end
         start = boundary.end()
-    if report[start:].strip():
+    if start < len(report) and not report[start:].isspace():
         yield start, len(report)
+
+
+def _is_abbreviated(report: str, start: int, at: int) -> bool:
+    """Whether the full stop at `at` is an abbreviation's."""
+    last = report[max(start, at - 2) : at].lower()
+    if last not in _ABBREVIATED and last[-1:] not in _ABBREVIATED:
+        return False
+    return _ABBREVIATION.search(report[max(start, at - _LONGEST_ABBREVIATION) : at]) is not None
 
 
 def fold(text: str) -> str:
