@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "label_space": WORDS,
     "label_tables": {*TABLES, "label_space"},
     "label_reports": {*TABLES, "answer_files", "label_space", "processes", "reports"},
+    "label_compare": {*TABLES, "answer_files", "label_reports"},
     "labels": {"label_reports", *RECORDS, "label_space", "label_tables"},
     "manifests": {*RECORDS, "label_space", "splits"},
     "metrics": RECORDS,

@@ -96,6 +96,47 @@ def table(
             typer.echo(line)
 
 
+@app.command("compare")
+def compare(
+    reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="A table, .csv or .parquet.", show_default=False)],
+    patterns: Annotated[Path, typer.Option("--patterns", metavar="DIR", help="The folder of ECG-FM's pattern files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A row per difference, .parquet or .csv.")],
+    text_column: Annotated[str, typer.Option("--text-column", metavar="NAME")] = "report",
+    id_column: Annotated[str, typer.Option("--id-column", metavar="NAME")] = "record_id",
+    label_set: Annotated[str, typer.Option("--labels", metavar="SET", help="Labels that both modes give.")] = (
+        "ecg-fm-17"
+    ),
+    mended: Mended = False,
+    above: Annotated[
+        float,
+        typer.Option(
+            "--above", min=0.0, max=1.0, help="A label is asserted above this probability; 0: whatever is not denied."
+        ),
+    ] = 0.0,
+    rules: Rules = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=0, help="Processes; 0: one per core, where there are many reports.")
+    ] = 0,
+    debug: Debug = False,
+) -> None:
+    """Read reports in both modes: how far they agree on each label, and where they do not.
+
+    FILE has a row per report and label that one mode asserts and the other does not, with status, probability, words
+    and rule of both. For whoever moves from ECG-FM's labels to ours.
+
+    Example:
+
+      ecgfm label compare reports.csv --patterns ecg-fm/patterns --out differences.csv
+    """
+    with one_line_errors(debug):
+        from ecgfm.label_compare import compare_file
+
+        own = _config("own", None, False, label_set, rules)
+        ecg_fm = _config("ecg-fm", patterns, mended, None, None)
+        for line in compare_file(reports, text_column, id_column, out, own, ecg_fm, above, jobs).in_words():
+            typer.echo(line)
+
+
 @app.command("explain")
 def explain(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="A report, or - to read one from standard input.")],
