@@ -190,15 +190,16 @@ def _tests(assessment: Assessment, models: Mapping[str, str]) -> list[dict[str, 
                     "pair": f"{models[test.first]} less {models[test.second][0].lower()}{models[test.second][1:]}",
                     "measure": MEASURES[test.measure],
                     "difference": test.difference,
-                    "p": _p(test.p),
-                    "p_holm": _p(test.p_holm),
+                    "p": shown_p(test.p),
+                    "p_holm": shown_p(test.p_holm),
                     "differ": f"{differ} of {len(of_labels)}",
                 }
             )
     return rows
 
 
-def _p(value: float | None) -> str:
+def shown_p(value: float | None) -> str:
+    """A p value in a table or a sentence."""
     return "\N{EN DASH}" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 

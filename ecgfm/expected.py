@@ -62,7 +62,7 @@ SECTION = (
 <section>
 <h2>Published results beside these</h2>
 <div class="wide"><table>
-<thead><tr><th>published</th><th>measure</th><th>value</th><th>test records</th><th>here</th><th>by</th>
+<thead><tr><th>published</th><th>measure</th><th>value</th><th>test records</th><th>here</th><th class="words">by</th>
 <th>test records</th><th class="words">source</th></tr></thead>
 <tbody>
 {%- for b in rows %}
@@ -70,7 +70,7 @@ SECTION = (
 <td>{{ measures[b.published.measure] }}{% if b.published.label %}<small>{{ b.published.label }}</small>{% endif %}</td>
 <td>{{ b.published.value | decimals }}</td>
 <td>{% if b.published.test_records %}{{ b.published.test_records | count }}{% else %}not stated{% endif %}</td>
-<td>{{ number(b.ours) }}</td><td>{{ models[b.published.ours] | default(b.published.ours) }}</td>
+<td>{{ number(b.ours) }}</td><td class="words">{{ models[b.published.ours] | default(b.published.ours) }}</td>
 <td>{{ b.n_records | count }}</td>
 <td class="words">{{ b.published.source }}{% if b.published.note %}<small>{{ b.published.note }}</small>{% endif %}</td>
 </tr>

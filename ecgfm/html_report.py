@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ecgfm import transfer_page
 from ecgfm.assessment import Assessment
-from ecgfm.assessment_page import sections
+from ecgfm.assessment_page import ALPHA, sections, shown_p
 from ecgfm.baselines import Shot
 from ecgfm.between_sources import BetweenSources
 from ecgfm.cohort import cohort_svg
@@ -255,7 +255,12 @@ def _summary(report: Report) -> str:
 
 
 def _comparison(report: Report) -> str:
-    """Whether the test split can tell the models apart."""
+    """Whether the test split can tell the models apart, by p values that are corrected for the number of pairs."""
+    corrected = {
+        (test.first, test.second): test.p_holm
+        for test in report.assessment.tests
+        if test.label is None and test.measure == "auroc"
+    }
     subjects = {
         ("finetuned", "probe"): ("the finetuned model", "the linear probe"),
         ("probe", "probe_random"): ("the probe on the pretrained encoder", "the one on random weights"),
@@ -264,18 +269,18 @@ def _comparison(report: Report) -> str:
     }
     sentences = []
     for pair, (subject, other) in subjects.items():
-        difference = report.scores.get(" - ".join(pair))
-        if difference is None or difference.macro_auroc is None or difference.macro_auroc.low is None:
+        difference, p = report.scores.get(" - ".join(pair)), corrected.get(pair)
+        if difference is None or difference.macro_auroc is None or difference.macro_auroc.low is None or p is None:
             continue
-        low, high = difference.macro_auroc.low, difference.macro_auroc.high
+        value, low, high = difference.macro_auroc.value, difference.macro_auroc.low, difference.macro_auroc.high
         assert high is not None
-        if low > 0 or high < 0:
-            verdict = f"{subject} ranks {'better' if low > 0 else 'worse'} than {other}"
+        if p < ALPHA:
+            verdict = f"{subject} ranks {'better' if value > 0 else 'worse'} than {other}"
         else:
             verdict = f"these records do not tell {subject} from {other}"
         sentences.append(
-            f"{verdict} (macro AUROC difference {_signed(difference.macro_auroc.value)}, interval {_signed(low)} to "
-            f"{_signed(high)})"
+            f"{verdict} (macro AUROC difference {_signed(value)}, interval {_signed(low)} to {_signed(high)}, "
+            f"corrected p {shown_p(p)})"
         )
     text = "; ".join(sentences)
     return text[:1].upper() + text[1:] + "." if text else ""
