@@ -106,6 +106,8 @@ class OwnLabeler:
         self.vocabulary = vocabulary
         self._reader = Reader(vocabulary)
         self._normal = {name for name, finding in vocabulary.findings.items() if finding.normal}
+        parents = {name: frozenset(finding.parents) for name, finding in vocabulary.findings.items()}
+        self._near = {name: (mine, frozenset().union(*(parents[of] for of in mine))) for name, mine in parents.items()}
         every = {name: LabelRule((name,)) for name in vocabulary.findings}
         rules = every if label_set is None else dict(vocabulary.labels_of(label_set))
         self.labels: tuple[str, ...] = tuple(rules)
@@ -196,10 +198,14 @@ class OwnLabeler:
             mentions = self._reader.mentions(clause, tokens, used)
             past = {m for m, mention in enumerate(mentions) if self._is_past(mention)}
             self._share_ages(clause, mentions)
-            clauses.append(judge(clause, mentions, self.vocabulary.cues, self._normal, past))
+            clauses.append(judge(clause, mentions, self.vocabulary.cues, self._normal, past, self._alike))
             unexplained += [item for k, item in enumerate(clause) if k not in used and _needs_a_use(item)]
             start = end + 1
         return clauses, unexplained
+
+    def _alike(self, a: str, b: str) -> bool:
+        """Whether two findings have a parent in common, or a parent's parent: of a list's members, one denial."""
+        return any(mine & theirs for mine, theirs in zip(self._near[a], self._near[b], strict=True))
 
     def _share_ages(self, items: Sequence[Item], mentions: Sequence[Mention]) -> None:
         """Give the age before the first of a list to those after it that have no description of their own: "acute
@@ -238,7 +244,8 @@ class OwnLabeler:
         finding, status = self.vocabulary.findings[reading.finding], reading.status
         assert status is not None
         if status == "absent":
-            yield from self._ballot(self._absent[finding.name], reading, "absent", 0.0)
+            for denied in (finding.name, *finding.either):
+                yield from self._ballot(self._absent[denied], reading, "absent", 0.0)
             return
         yield from self._ballot(self._present[finding.name], reading, status, reading.probability)
         for other in finding.either:

@@ -1,14 +1,15 @@
 """Which findings of a clause a cue reaches, and what they are after it: present, absent, uncertain, or set aside.
 
-A cue acts on the finding nearest to it on its side and on those that "and", "or" or a list join to that one. Commas
-without an "and" or "or" at their end join nothing, nor do mere neighbours: after "possible LVH sinus rhythm", the
-rhythm is certain.
+A cue acts on the finding nearest to it on its side and on those that "and", "or" or a list join to that one. Mere
+neighbours are not joined: after "possible LVH sinus rhythm", the rhythm is certain. Nor do commas without an "and" or
+"or" at their end join, but for what is denied: "no PVCs, PACs" denies what is alike and not described by itself, "no
+acute ST changes, old infarct" and "no ischemia, LBBB" leave the second as stated.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -52,14 +53,16 @@ def judge(
     cues: Mapping[str, Cue],
     normal: Collection[str],
     past: Collection[int],
+    alike: Callable[[str, str], bool],
 ) -> list[Said]:
     """What a clause says of each of its mentions.
 
     mentions: in the order of their first items
     normal: the findings that say that something is as it should be; "and" joins none of them to one that does not
     past: the mentions, by number, whose own words tell of an earlier time
+    alike: whether two findings are such as one lists together
     """
-    scope = _Scope(items, mentions, normal)
+    scope = _Scope(items, mentions, normal, alike)
     hits: list[list[Hit]] = [[] for _ in mentions]
     compared = False
     for k, item in enumerate(items):
@@ -84,10 +87,18 @@ def links_between(items: Sequence[Item], mentions: Sequence[Mention]) -> list[st
     list without an end, "with", "verb", "colon", "" for
     not at all. The commas of "A, B or C" are "or"."""
     links = [_link(items, a, b) for a, b in pairwise(mentions)]
+    if links and links[-1] == "comma" and _ends_otherwise(items, mentions[-1].last):
+        links[-1] = "or"
     for m in range(len(links) - 2, -1, -1):
         if links[m] == "comma" and links[m + 1] in ("and", "or"):
             links[m] = links[m + 1]
     return [*links, ""]
+
+
+def _ends_otherwise(items: Sequence[Item], at: int) -> bool:
+    """Whether a list ends, at an item, with "or" and a word that nothing explains: "no ischaemia, infarct or xyz"."""
+    after = at + (at < len(items) and items[at].name == "comma")
+    return after + 1 < len(items) and items[after].name == "or" and items[after + 1].kind == "unknown"
 
 
 def _link(items: Sequence[Item], a: Mention, b: Mention) -> str:
@@ -117,7 +128,14 @@ def _link(items: Sequence[Item], a: Mention, b: Mention) -> str:
 class _Scope:
     """The mentions of a clause, as seen from its items."""
 
-    def __init__(self, items: Sequence[Item], mentions: Sequence[Mention], normal: Collection[str]) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        mentions: Sequence[Mention],
+        normal: Collection[str],
+        alike: Callable[[str, str], bool],
+    ) -> None:
+        self._alike = alike
         self.items = items
         self.mentions = mentions
         self.links = links_between(items, mentions)
@@ -150,8 +168,9 @@ class _Scope:
                 if unknown > 6:
                     return -1
             elif item.kind == "link" and item.name == "comma":
-                described = self.items[at - 1].kind in MODIFIERS or self.items[at - 1].kind == "quality"
-                if not described:
+                before = self.items[at - 1]
+                describes = before.kind in MODIFIERS or (before.kind == "quality" and before.name != "abnormal")
+                if not describes:  # "no acute changes, LVH"
                     return -1
         return m
 
@@ -191,13 +210,21 @@ class _Scope:
         found = [(m, "")]
         for _ in range(longest):
             link = self.links[m if step > 0 else m - 1] if 0 <= m + step < len(self.mentions) else None
-            if link is None or link not in through:
+            if link == "comma" and "comma" in through:
+                if not self._goes_on(m, m + step):
+                    break
+            elif link is None or link not in through:
                 break
             if link == "and" and self._normal[m] != self._normal[m + step]:
                 break
             m += step
             found.append((m, link))
         return found
+
+    def _goes_on(self, m: int, after: int) -> bool:
+        """Whether a list without an end goes on with a mention: one like the last, and not described by itself."""
+        a, b = self.mentions[m], self.mentions[after]
+        return not b.modifiers and all(any(self._alike(one, other) for one in a.bases) for other in b.bases)
 
 
 def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit]]:
@@ -229,6 +256,8 @@ def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit
         chain = [(start, "")]
     elif cue.acts in ("supposes", "recalls", "shows") and forward:
         chain = scope.chain(start, 1, (*_JOINS, "", "with", "verb"), _WIDE)
+    elif cue.acts == "denies" and forward:
+        chain = scope.chain(start, 1, (*_JOINS, "comma"))
     else:
         chain = scope.chain(start, 1 if forward else -1)
     return [(m, Hit(item, cue.acts, cue.probability, joined)) for m, joined in chain]
