@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -218,13 +218,22 @@ def calibration(
     )
 
 
-def fit_temperatures(truth: np.ndarray, logits: np.ndarray, *, min_positives: int = MIN_POSITIVES_TO_FIT) -> np.ndarray:
-    """(label,) float64: the temperature of each label that minimises the log loss of `scale(logits, temperatures)`.
+class Fitted(NamedTuple):
+    """What makes probabilities of logits, label by label: `scale`. temperatures, shifts: (label,) float64"""
 
-    Guo et al. 2017 (arXiv 1706.04599), one per label. The log loss is convex in 1 / temperature, so the root of its
-    slope is the one minimum: the same data give the same number. A label with fewer than `min_positives` positives or
-    negatives keeps 1. Temperatures stay within `MIN_TEMPERATURE` and `MAX_TEMPERATURE`; classes that are apart without
-    error go to the former.
+    temperatures: np.ndarray
+    shifts: np.ndarray
+
+
+def fit_calibration(truth: np.ndarray, logits: np.ndarray, *, min_positives: int = MIN_POSITIVES_TO_FIT) -> Fitted:
+    """The temperature and shift of each label that together minimise the log loss of `scale(logits, ...)`.
+
+    Platt 1999 (Advances in Large Margin Classifiers, pages 61-74), one pair per label, with the temperature of Guo et
+    al. 2017 (arXiv 1706.04599) as the inverse of the slope. A temperature alone cannot move probabilities that a
+    training with weighted positives has moved. The log loss is convex in 1 / temperature and shift, so the root of its
+    slopes is the one minimum: the same data give the same numbers. A label with fewer than `min_positives` positives
+    or negatives keeps 1 and 0. Temperatures stay within `MIN_TEMPERATURE` and `MAX_TEMPERATURE`; classes that are
+    apart without error go to the former.
 
     truth: (record, label) 0, 1, or NaN for unknown, of records that no training step has seen; logits: (record, label)
 
@@ -232,35 +241,46 @@ def fit_temperatures(truth: np.ndarray, logits: np.ndarray, *, min_positives: in
         ValueError: shapes that do not belong together, a truth that is not 0, 1 or NaN, a logit that is not a number.
     """
     check_scores(truth, logits)
-    temperatures = np.ones(truth.shape[1])
+    temperatures, shifts = np.ones(truth.shape[1]), np.zeros(truth.shape[1])
     for k in range(truth.shape[1]):
         known = ~np.isnan(truth[:, k])
         y, z = truth[known, k], np.clip(logits[known, k].astype(np.float64), -LARGEST_LOGIT, LARGEST_LOGIT)
-        if min(int(y.sum()), int(len(y) - y.sum())) < max(1, min_positives) or not z.any():
-            continue
-
-        def slope(sharpness: float, z: np.ndarray = z, y: np.ndarray = y) -> float:
-            return float((z * (expit(sharpness * z) - y)).mean())
-
-        flattest, sharpest = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-        if slope(flattest) >= 0:
-            temperatures[k] = MAX_TEMPERATURE
-        elif slope(sharpest) <= 0:
-            temperatures[k] = MIN_TEMPERATURE
-        else:
-            temperatures[k] = 1 / brentq(slope, flattest, sharpest, xtol=1e-12)
-    return temperatures
+        if min(int(y.sum()), int(len(y) - y.sum())) >= max(1, min_positives) and np.ptp(z):
+            temperatures[k], shifts[k] = _fit_label(y, z)
+    return Fitted(temperatures, shifts)
 
 
-def scale(logits: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
-    """(record, label) float64 probabilities of logits divided by their label's temperature.
+def _fit_label(y: np.ndarray, z: np.ndarray) -> tuple[float, float]:
+    """The temperature and shift of one label with both classes, whose logits are not all equal."""
+
+    def shift_at(sharpness: float) -> float:
+        widest = sharpness * LARGEST_LOGIT + 50  # there every probability is on one side
+        return float(
+            brentq(lambda shift: float((expit(sharpness * z + shift) - y).mean()), -widest, widest, xtol=1e-12)
+        )
+
+    def slope(sharpness: float) -> float:
+        return float((z * (expit(sharpness * z + shift_at(sharpness)) - y)).mean())
+
+    flattest, sharpest = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    if slope(flattest) >= 0:
+        sharpness = flattest
+    elif slope(sharpest) <= 0:
+        sharpness = sharpest
+    else:
+        sharpness = float(brentq(slope, flattest, sharpest, xtol=1e-12))
+    return 1 / sharpness, shift_at(sharpness)
+
+
+def scale(logits: np.ndarray, temperatures: np.ndarray, shifts: np.ndarray | float = 0.0) -> np.ndarray:
+    """(record, label) float64 probabilities of logits divided by their label's temperature, and shifted.
 
     What is greater stays greater, so that AUROC, AUPRC and every decision at a threshold scaled with it are the same;
     but above a logit of about 37 a float64 probability is 1 and ties. To scale the probability of a record that is
-    the mean or maximum of its segments', scale the record's: `scale(logits_of(probabilities), temperatures)`. Scaled
-    before they are averaged, segments would change the order of records.
+    the mean or maximum of its segments', scale the record's: `scale(logits_of(probabilities), temperatures, shifts)`.
+    Scaled before they are averaged, segments would change the order of records.
     """
-    return np.asarray(expit(logits.astype(np.float64) / temperatures), dtype=np.float64)
+    return np.asarray(expit(logits.astype(np.float64) / temperatures + shifts), dtype=np.float64)
 
 
 def logits_of(probabilities: np.ndarray) -> np.ndarray:

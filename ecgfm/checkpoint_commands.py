@@ -92,6 +92,7 @@ def facts(path: Path, n_heads: int | None = None) -> dict[str, Any]:
         "scaling": {label: list(both) for label, both in meta.scaling.items()},
         "aggregation": dict(meta.aggregation),
         "temperature": dict(meta.temperature),
+        "shift": dict(meta.shift),
         "thresholds": dict(meta.thresholds),
         "training_data": dict(meta.training_data),
         "training_data_keys": _keys(chosen, found),
@@ -306,7 +307,7 @@ def _keys(path: Path, found: Checkpoint) -> dict[str, str]:
 
 def _label_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     labels, aggregation, thresholds = found["labels"], found["aggregation"], found["thresholds"]
-    temperature = found["temperature"]
+    temperature, shift = found["temperature"], found["shift"]
     if found["kind"] == "pretrained":
         return [("labels", "none: pretrained without any")]
     if not labels:
@@ -323,6 +324,7 @@ def _label_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         how = f"{aggregation.get(label, 'mean'):4} over segments"
         call = f", called from {thresholds[label]:.3f}" if label in thresholds else ""
         at = f", temperature {temperature[label]:.3g}" if label in temperature else ""
+        at += f", shift {shift[label]:+.3g}" if label in shift else ""
         rows.append((f"{len(labels)} labels" if number == 0 else "", f"{label:{width}}  {how}{at}{call}"))
     return rows
 

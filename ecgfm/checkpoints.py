@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ecgfm import published
-from ecgfm.config import STRICT, ModelConfig, Positive, Share, Task, from_dict, to_dict
+from ecgfm.config import STRICT, Finite, ModelConfig, Positive, Share, Task, from_dict, to_dict
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.files import content_at, digest_of, sha256_of, sync
 from ecgfm.leakage import Seen
@@ -70,6 +70,7 @@ class Meta:
     aggregation: label -> how a record's probability, or number, comes from its segments'
     temperature: label -> what a record's logit is divided by to give its calibrated probability; 1 where not named. Of
         classes all have the same
+    shift: label -> what is added to a record's logit, so divided; 0 where not named. Classes have none
     thresholds: label -> the calibrated probability of a record from which on it is called present; empty where none was
         chosen, and but for task `multilabel`
     units: of numbers, label -> unit, where it was given
@@ -93,6 +94,7 @@ class Meta:
     task: Task = "multilabel"
     aggregation: dict[str, Aggregation] = dataclasses.field(default_factory=dict)
     temperature: dict[str, Positive] = dataclasses.field(default_factory=dict)
+    shift: dict[str, Finite] = dataclasses.field(default_factory=dict)
     thresholds: dict[str, Share] = dataclasses.field(default_factory=dict)
     units: dict[str, str] = dataclasses.field(default_factory=dict)
     scaling: dict[str, tuple[float, Positive]] = dataclasses.field(default_factory=dict)
@@ -104,7 +106,7 @@ class Meta:
     def __post_init__(self) -> None:
         if len(self.leads) != self.model.n_leads:
             raise ValueError(f"leads must be {self.model.n_leads}, as the model takes, and are {len(self.leads)}")
-        for name in ("aggregation", "temperature", "thresholds", "units", "scaling"):
+        for name in ("aggregation", "temperature", "shift", "thresholds", "units", "scaling"):
             if set(getattr(self, name)) - set(self.labels):
                 raise ValueError(f"{name} must be of the labels, and names others")
         if (self.task == "regression") != (bool(self.labels) and set(self.scaling) == set(self.labels)):

@@ -119,7 +119,7 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
     scores = compare(test.truth, by_model, space.names, test.patients, differences=differences, areas=areas, **draws)
     if config.lead_subsets:
         by_leads = {tuple(shards.leads): predictions["test"]} | {
-            kept: with_leads(model, kept, test, shards, space, finetuned.meta.temperature, config, device)
+            kept: with_leads(model, kept, test, shards, space, finetuned.meta, config, device)
             for kept in subsets_of(shards.leads)
         }
         fewer = score_lead_subsets(by_leads, test.truth, space.names, test.patients, **draws)
@@ -196,14 +196,14 @@ def _predict(
     config: EvaluateConfig,
     device: torch.device,
 ) -> tuple[dict[str, np.ndarray], pl.DataFrame]:
-    """(record, label) probabilities of valid and test at the model's temperatures, and both as a table."""
+    """(record, label) probabilities of valid and test, calibrated as the model's are, and both as a table."""
     predictions, tables = {}, []
     for split in ("valid", "test"):
         labelled = splits[split]
         logits = segment_outputs(model, labelled.segments, shards, config.batch_size, device, config.precision).logits
         assert logits is not None
         raw, n_segments = record_probabilities(logits, labelled, space)
-        predictions[split] = calibrated(raw, space.names, meta.temperature, space.task)
+        predictions[split] = calibrated(raw, space.names, meta.temperature, meta.shift, space.task)
         head = pl.DataFrame({"record_id": labelled.record_ids, "split": split, "n_segments": n_segments})
         tables.append(head.hstack(pl.DataFrame(predictions[split], schema=space.names)))
     return predictions, pl.concat(tables)

@@ -33,8 +33,8 @@ STEPS = {
         "ask the model: a logit per segment and label; the probability of a segment is 1 / (1 + exp(-logit))",
         "of each label, the recording's probability is the mean or the maximum of its segments', see `aggregation` "
         "(mean where it says nothing)",
-        "of each label with a `temperature` t, the calibrated probability is 1 / (1 + exp(-logit / t)), where logit = "
-        "log(p / (1 - p)) of the recording's probability p",
+        "of each label with a `temperature` t and a `shift` s (1 and 0 where it has none), the calibrated probability "
+        "is 1 / (1 + exp(-logit / t - s)), where logit = log(p / (1 - p)) of the recording's probability p",
         "a label is called present where that probability is at or above its threshold, see `thresholds`, chosen on "
         "recordings that were not trained on",
     ),
@@ -116,7 +116,8 @@ def answer(outputs):
     maximum = [ABOUT["aggregation"].get(label) == "max" for label in ABOUT["labels"]]
     p = np.where(maximum, of_segments.max(axis=0), of_segments.mean(axis=0))
     sharper = np.array([1 / ABOUT.get("temperature", {}).get(label, 1) for label in ABOUT["labels"]])
-    p = p**sharper / (p**sharper + (1 - p) ** sharper)
+    factor = np.exp([ABOUT.get("shift", {}).get(label, 0) for label in ABOUT["labels"]])
+    p = factor * p**sharper / (factor * p**sharper + (1 - p) ** sharper)
     return dict(zip(ABOUT["labels"], p.tolist()))
 
 
@@ -212,15 +213,16 @@ def model_card(about: Mapping[str, Any], n_parameters: int, metrics: Mapping[str
             "## Labels",
             "",
             *(["They exclude each other: the most probable one is called.", ""] if task == "multiclass" else []),
-            "| number | label | over segments | temperature | present from |",
-            "|---:|---|---|---:|---:|",
+            "| number | label | over segments | temperature | shift | present from |",
+            "|---:|---|---|---:|---:|---:|",
         ]
         for number, label in enumerate(labels):
             threshold = about["thresholds"].get(label)
             unset = "where most probable" if task == "multiclass" else "not chosen"
             shown = unset if threshold is None else f"{threshold:.3f}"
             how, temperature = about["aggregation"].get(label, "mean"), about.get("temperature", {}).get(label, 1.0)
-            lines.append(f"| {number} | {cell(label)} | {how} | {temperature:.3g} | {shown} |")
+            shift = about.get("shift", {}).get(label, 0.0)
+            lines.append(f"| {number} | {cell(label)} | {how} | {temperature:.3g} | {shift:.3g} | {shown} |")
         lines.append("")
     lines += ["## Learnt from", ""]
     lines += [f"- {source}: `{digest}`" for source, digest in about["training_data"].items()] or [

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ecgfm import checkpoints, leakage
-from ecgfm.calibration import fit_temperatures, logits_of
+from ecgfm.calibration import fit_calibration, logits_of
 from ecgfm.config import PROGRESS_BAR, FinetuneConfig, Task, content_of
 from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, too_large, visits_from
 from ecgfm.ecg import InputError
@@ -146,7 +146,12 @@ def finetune(  # noqa: PLR0915 - one loop, to be read from top to bottom
                 state = {"optimizer": optimizer.state_dict()}
                 described = replace(meta, progress=progress)
                 if end_of_epoch:
-                    described = replace(described, thresholds=judged.thresholds, temperature=judged.temperature)
+                    described = replace(
+                        described,
+                        thresholds=judged.thresholds,
+                        temperature=judged.temperature,
+                        shift=judged.shift,
+                    )
                 checkpoints.save(out, step, model.state_dict(), state, described, seen)
             if end_of_epoch:
                 checkpoints.mark_best(out, best["step"])
@@ -290,14 +295,16 @@ class Judged(NamedTuple):
 
     scores: the loss by segment; by record, macro AUPRC and AUROC over the labels with both classes (None: there is
         none); of numbers instead their mean absolute error in train's standard deviations, the mean over the labels
-    temperature: label -> what makes its probabilities agree best with the truth (`calibration.fit_temperatures`; of
-        classes that exclude each other one for all, `multiclass.fit_temperature`)
-    thresholds: label with both classes -> the probability of a record, at that temperature, at which its F1 is
-        greatest; of task `multilabel` alone
+    temperature, shift: label -> what makes its probabilities agree best with the truth
+        (`calibration.fit_calibration`; of classes that exclude each other one temperature for all,
+        `multiclass.fit_temperature`)
+    thresholds: label with both classes -> the calibrated probability of a record at which its F1 is greatest; of task
+        `multilabel` alone
     """
 
     scores: dict[str, float | None]
     temperature: dict[str, float]
+    shift: dict[str, float]
     thresholds: dict[str, float]
 
 
@@ -321,13 +328,14 @@ def validate(
         scale = np.array(list(scaling.values())).T
         values, _ = record_values(outputs, valid, space, scale)
         errors = mean_of_defined(np.abs(values - valid.truth) / scale[1])
-        return Judged({"loss": loss, "mean_absolute_error": _mean_of_scored(errors)}, {}, {})
+        return Judged({"loss": loss, "mean_absolute_error": _mean_of_scored(errors)}, {}, {}, {})
     raw, _ = record_probabilities(outputs, valid, space)
     if space.task == "multiclass":
-        temperature = dict.fromkeys(space.names, fit_temperature(valid.truth, raw))
+        temperature, shift = dict.fromkeys(space.names, fit_temperature(valid.truth, raw)), {}
     else:
-        temperature = dict(zip(space.names, fit_temperatures(valid.truth, logits_of(raw)).tolist(), strict=True))
-    predicted = calibrated(raw, space.names, temperature, space.task)
+        fitted = fit_calibration(valid.truth, logits_of(raw))
+        temperature, shift = (dict(zip(space.names, of_label.tolist(), strict=True)) for of_label in fitted)
+    predicted = calibrated(raw, space.names, temperature, shift, space.task)
     scores = point_scores(valid.truth, predicted if space.task == "multiclass" else raw)  # else the order is the same
     thresholds = {
         name: best_f1_threshold(valid.truth[:, k], predicted[:, k])
@@ -339,7 +347,7 @@ def validate(
         "macro_auprc": _mean_of_scored(scores.auprc),
         "macro_auroc": _mean_of_scored(scores.auroc),
     }
-    return Judged(measured, temperature, thresholds)
+    return Judged(measured, temperature, shift, thresholds)
 
 
 def fit_scaling(train: Labelled, space: LabelSpace) -> dict[str, tuple[float, float]]:

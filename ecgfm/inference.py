@@ -60,13 +60,14 @@ class Prediction:
 
     record_id: the file's name, or as it was given
     probabilities: label -> that it is present, from the segments' as the checkpoint says: their mean or maximum,
-        calibrated by the label's temperature where it has one; empty where the labels are numbers (`Meta.task`)
+        calibrated by the label's temperature and shift where it has them; empty where the labels are numbers
+        (`Meta.task`)
     decisions: label -> whether the probability is at or above the threshold that was chosen on the valid split; None
         where the checkpoint has none for it. Of labels that exclude each other, True of the most probable one alone;
         empty where the labels are numbers
     values: label -> its number, in the unit trained on (`Meta.units`): the mean of the segments'; empty where the
         labels are no numbers
-    segments: a row per segment: `segment_index`, `start_s`, and each label's probability, at the same temperature: of
+    segments: a row per segment: `segment_index`, `start_s`, and each label's probability, calibrated alike: of
         a label with one, a record's is the mean of the uncalibrated ones, calibrated; or its number
     missing_leads: leads of the model that the recording lacks, which are 0 for it, as a masked lead is
     invalid_leads, constant_leads: leads with invalid samples (0 for the model) and those that do not vary
@@ -331,7 +332,8 @@ class Model:
         _, of_record, _ = aggregate([one.record_id] * len(of_segments), of_segments, how)
         if task != "regression":
             of_record, of_segments = (
-                calibrated(p, self.labels, self.meta.temperature, task) for p in (of_record, of_segments)
+                calibrated(p, self.labels, self.meta.temperature, self.meta.shift, task)
+                for p in (of_record, of_segments)
             )
         answers = dict(zip(self.labels, of_record[0].tolist(), strict=True))
         facts = one.prepared.facts

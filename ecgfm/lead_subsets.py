@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ecgfm.checkpoints import Meta
 from ecgfm.config import EvaluateConfig
 from ecgfm.data import Shards
 from ecgfm.label_space import LabelSpace
@@ -60,15 +61,17 @@ def with_leads(
     labelled: Labelled,
     shards: Shards,
     space: LabelSpace,
-    temperature: Mapping[str, float],
+    meta: Meta,
     config: EvaluateConfig,
     device: torch.device,
 ) -> np.ndarray:
-    """(record, label) probabilities of a model, at its temperatures, that is shown the leads `kept` alone."""
+    """(record, label) probabilities of a model, calibrated as `meta` says, that is shown the leads `kept` alone."""
     with leads_alone(model, shards.leads, kept):
         logits = segment_outputs(model, labelled.segments, shards, config.batch_size, device, config.precision).logits
     assert logits is not None
-    return calibrated(record_probabilities(logits, labelled, space)[0], space.names, temperature, space.task)
+    return calibrated(
+        record_probabilities(logits, labelled, space)[0], space.names, meta.temperature, meta.shift, space.task
+    )
 
 
 def score_lead_subsets(

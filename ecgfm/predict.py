@@ -196,12 +196,16 @@ def of_records(answers: np.ndarray, labelled: Labelled, space: LabelSpace) -> tu
 
 
 def calibrated(
-    probabilities: np.ndarray, labels: Sequence[str], temperature: Mapping[str, float], task: Task = "multilabel"
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    temperature: Mapping[str, float],
+    shift: Mapping[str, float],
+    task: Task = "multilabel",
 ) -> np.ndarray:
-    """(record, label) probabilities at the temperature of each label, float64; where it has none or 1, as they are.
+    """(record, label) float64 probabilities at the temperature and shift of each label; where it has none, as they are.
 
     Of records, after their segments' were aggregated: that leaves the order of the records as it is. Labels that
-    exclude each other have one temperature (multiclass.py).
+    exclude each other have one temperature, and no shift (multiclass.py).
     """
     found = probabilities.astype(np.float64)
     if task == "multiclass":
@@ -209,9 +213,9 @@ def calibrated(
         assert len(common) == 1
         return found if common == {1.0} else at_temperature(found, common.pop())
     for number, label in enumerate(labels):
-        if (of_label := temperature.get(label, 1.0)) != 1:
-            column = [number]
-            found[:, column] = scale(logits_of(found[:, column]), np.array([of_label]))
+        divisor, added = temperature.get(label, 1.0), shift.get(label, 0.0)
+        if (divisor, added) != (1, 0):
+            found[:, [number]] = scale(logits_of(found[:, [number]]), np.array([divisor]), added)
     return found
 
 

@@ -425,8 +425,8 @@ over the patients of the test split. They cover the chance of having these patie
 source;
 they do not cover another training run, another hospital, or errors in the labels.</li>
 <li><strong>The labels</strong> are those that the source publishes. Where these are wrong, so is the score.</li>
-<li><strong>The probabilities</strong> rank records. Training may weigh rare findings up, and a temperature fitted on
-the valid split mends only part of that: read them as risks no further than the calibration above allows.</li>
+<li><strong>The probabilities</strong> are calibrated on the valid split, a finding with few records there not at all.
+They hold where the finding is as common as there: read them as risks no further than the calibration above allows.</li>
 <li><strong>A record's probability</strong> is the mean over its segments, or the maximum where a finding can be in
 one
 segment alone (marked in the table).</li>

@@ -99,6 +99,6 @@ def page(found: Saliency, meta: Meta, pictures: Sequence[tuple[int, bytes]]) -> 
         segments=segments,
         display_ms=1000 * found.display_s,
         threshold=meta.thresholds.get(found.label) if found.label is not None else None,
-        calibrated=found.label is not None and meta.temperature.get(found.label, 1.0) != 1,
+        calibrated=found.label in meta.temperature or found.label in meta.shift,
         aggregation=meta.aggregation.get(found.label, "mean") if found.label is not None else "mean",
     )

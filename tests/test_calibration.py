@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics as judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import expit
 
 from ecgfm.calibration import (
@@ -22,7 +22,7 @@ from ecgfm.calibration import (
     calibration,
     decisions,
     ece,
-    fit_temperatures,
+    fit_calibration,
     logits_of,
     reliability,
     scale,
@@ -203,36 +203,59 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large()
         )
         assert right < 0.015
         assert wrong > 0.06
-    assert fit_temperatures(truth, 3 * logits)[0] == pytest.approx(3, rel=0.06)
+    sharp = fit_calibration(truth, 3 * logits)
+    assert (sharp.temperatures[0], sharp.shifts[0]) == pytest.approx((3, 0), abs=0.2)
+
+
+def test_a_shift_takes_back_what_weighted_positives_do() -> None:
+    """A weight of w on positives multiplies the odds by w: a temperature alone cannot mend that."""
+    random = np.random.default_rng(5)
+    logits = random.normal(size=(50_000, 1)) - 4
+    truth = (random.random(logits.shape) < expit(logits)).astype(np.float64)
+    weight = (1 - truth.mean()) / truth.mean()
+    fitted = fit_calibration(truth, logits + np.log(weight))
+    assert fitted.temperatures[0] == pytest.approx(1, abs=0.1)
+    assert fitted.shifts[0] == pytest.approx(-np.log(weight), abs=0.3)
+    p = scale(logits + np.log(weight), *fitted)
+    assert p.mean() == pytest.approx(truth.mean(), rel=1e-6), "the mean probability is the prevalence, at the optimum"
+    assert ece(reliability(truth[:, 0], p[:, 0])) < 0.003
+    assert ece(reliability(truth[:, 0], expit(logits + 4)[:, 0])) > 0.2
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_temperature_is_the_least_log_loss(seed: int) -> None:
+def test_temperature_and_shift_are_of_the_least_log_loss(seed: int) -> None:
     truth, probabilities, _ = simulated(400, seed)
-    logits = logits_of(probabilities) * [0.4, 3, 1, 1, 1, 1, 1]
-    found = fit_temperatures(truth, logits, min_positives=5)
+    logits = logits_of(probabilities) * [0.4, 3, 1, 1, 1, 1, 1] + [2, -1, 0, 0, 0, 0, 0]
+    found = fit_calibration(truth, logits, min_positives=5)
 
-    def log_loss(temperature: float, k: int) -> float:
+    def log_loss(parameters: np.ndarray, k: int) -> float:
         known = ~np.isnan(truth[:, k])
-        return float(judge.log_loss(truth[known, k], scale(logits[known, k], np.array(temperature)), labels=[0, 1]))
+        p = scale(logits[known, k], np.array(1 / parameters[0]), parameters[1])
+        return float(judge.log_loss(truth[known, k], p, labels=[0, 1]))
 
     for k in (0, 1, 2):
-        best = minimize_scalar(log_loss, bounds=(MIN_TEMPERATURE, MAX_TEMPERATURE), args=(k,), method="bounded")
-        assert log_loss(found[k], k) <= best.fun + 1e-9
-        assert found[k] == pytest.approx(best.x, rel=1e-2)
-    assert found[[3, 4, 5]].tolist() == [1, 1, 1]  # of one class, or unknown
-    assert (found == fit_temperatures(truth, logits, min_positives=5)).all()
-    assert (fit_temperatures(truth, logits, min_positives=1000) == 1).all()
+        mine = np.array([1 / found.temperatures[k], found.shifts[k]])
+        bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), (None, None)]
+        best = minimize(log_loss, np.array([1.0, 0.0]), args=(k,), method="L-BFGS-B", bounds=bounds)
+        assert log_loss(mine, k) <= best.fun + 1e-9
+        assert mine == pytest.approx(best.x, rel=2e-2, abs=2e-2)
+    assert found.temperatures[[3, 4, 5]].tolist() == [1, 1, 1]  # of one class, or unknown
+    assert found.shifts[[3, 4, 5]].tolist() == [0, 0, 0]
+    again = fit_calibration(truth, logits, min_positives=5)
+    assert all((one == other).all() for one, other in zip(found, again, strict=True))
+    assert (fit_calibration(truth, logits, min_positives=1000).temperatures == 1).all()
 
 
 def test_temperatures_stay_within_bounds() -> None:
     y = np.repeat([0.0, 1.0], 20)[:, None]
-    assert fit_temperatures(y, 2 * y - 1).tolist() == [MIN_TEMPERATURE]  # apart without error
-    assert fit_temperatures(y, 1 - 2 * y).tolist() == [MAX_TEMPERATURE]  # and the wrong way round
-    assert fit_temperatures(y, 0 * y).tolist() == [1]
+    apart, reversed_, constant = (fit_calibration(y, z) for z in (2 * y - 1, 1 - 2 * y, 0 * y))
+    assert apart.temperatures.tolist() == [pytest.approx(MIN_TEMPERATURE)]
+    assert reversed_.temperatures.tolist() == [pytest.approx(MAX_TEMPERATURE)]
+    assert (constant.temperatures.tolist(), constant.shifts.tolist()) == ([1], [0])
+    assert np.abs([apart.shifts[0], reversed_.shifts[0]]).max() < 1e-6, "both classes are as frequent"
     sure = logits_of(np.where(y == 1, 1.0, 0.0))
     assert np.isfinite(sure).all()
-    assert (fit_temperatures(y, sure) > 0).all()
+    assert all(np.isfinite(of_label).all() for of_label in fit_calibration(y, sure))
 
 
 @settings(max_examples=80, deadline=None)
@@ -257,12 +280,12 @@ def test_a_temperature_never_changes_the_areas(values: list[float], temperature:
         assert auprc(truth, scaled) == auprc(truth, logits)
 
 
-def test_fitted_temperatures_change_no_area_and_no_decision() -> None:
+def test_what_is_fitted_changes_no_area_and_no_decision() -> None:
     truth, probabilities, _ = simulated(300, 8)
     logits = logits_of(probabilities).astype(np.float32)
-    temperatures = fit_temperatures(truth, logits)
-    assert (temperatures[[0, 2]] != 1).all()
-    scaled, thresholds = scale(logits, temperatures), scale(np.float32(0.3), temperatures)
+    fitted = fit_calibration(truth, logits)
+    assert (fitted.temperatures[[0, 2]] != 1).all()
+    scaled, thresholds = scale(logits, *fitted), scale(np.float32(0.3), *fitted)
     for k in (0, 1, 2):
         assert auroc(truth[:, k], scaled[:, k]) == auroc(truth[:, k], logits[:, k])
         assert auprc(truth[:, k], scaled[:, k]) == auprc(truth[:, k], logits[:, k])

@@ -665,6 +665,16 @@ def test_a_path_means_itself_or_the_latest_below_it(tmp_path: Path) -> None:
     assert checkpoints.meant_by(tmp_path / "nowhere") is None
 
 
+@pytest.mark.parametrize("shift", [math.inf, math.nan])
+def test_a_shift_is_a_number_of_a_label(tmp_path: Path, shift: float) -> None:
+    meta = dataclasses.replace(FINETUNED, shift={"VT": -1.5})
+    assert checkpoints.load(saved(tmp_path, meta)).meta.shift == {"VT": -1.5}
+    with pytest.raises(ValueError, match="shift"):
+        dataclasses.replace(FINETUNED, shift={"AF": shift})
+    with pytest.raises(ValueError, match="shift must be of the labels"):
+        dataclasses.replace(FINETUNED, shift={"PVC": 2.0})
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
 def test_a_threshold_is_a_probability_of_a_label(threshold: float) -> None:
     with pytest.raises(ValueError, match="thresholds"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -162,6 +163,7 @@ def test_a_prediction_is_the_mean_or_maximum_over_segments_seen_one_by_one(input
             values = [p[k] for p in probabilities]
             of_record = max(values) if label.aggregation == "max" else sum(values) / len(values)
             odds = (of_record / (1 - of_record)) ** (1 / found.meta.temperature[label.name])
+            odds *= math.exp(found.meta.shift[label.name])
             expected = odds / (1 + odds)
             assert row[label.name] == pytest.approx(expected, abs=1e-4)
     assert {label.aggregation for label in space.labels} == {"mean", "max"}

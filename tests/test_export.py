@@ -31,7 +31,7 @@ MODEL = dataclasses.replace(TINY, n_layers=1)
 LABELS = ("AF", "rhythm | sinus")
 FINETUNED = Meta(
     "finetuned", MODEL, LEADS, 100.0, 250, labels=LABELS, aggregation={"AF": "max"}, thresholds={"AF": 0.25},
-    temperature={"AF": 2.5}, training_data={"manifests": "0f" * 16},
+    temperature={"AF": 2.5}, shift={"AF": -0.7}, training_data={"manifests": "0f" * 16},
 )  # fmt: skip
 PRETRAINED = Meta("pretrained", MODEL, LEADS, 100.0, 250)
 
@@ -293,8 +293,8 @@ def test_the_card_has_the_metrics_of_the_evaluation(finetuned: Path, tmp_path: P
     (result,) = facts["model-index"][0]["results"]
     assert result["metrics"] == [{"type": "auroc", "name": "macro AUROC", "value": 0.75}]
     assert "| AF | 30 | 4 | 0.750 (0.500 to 0.875) | not scored |" in text.splitlines()
-    assert "| 1 | rhythm \\| sinus | mean | 1 | not chosen |" in text.splitlines()
-    assert "| 0 | AF | max | 2.5 | 0.250 |" in text.splitlines()
+    assert "| 1 | rhythm \\| sinus | mean | 1 | 0 | not chosen |" in text.splitlines()
+    assert "| 0 | AF | max | 2.5 | -0.7 | 0.250 |" in text.splitlines()
 
 
 def test_an_evaluation_of_another_model_is_refused(finetuned: Path, tmp_path: Path) -> None:

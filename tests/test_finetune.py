@@ -25,6 +25,7 @@ from training_data import LABELS, PRETRAIN, TINY, digests, rows, write_inputs
 
 from ecgfm import checkpoints
 from ecgfm import finetune as stage
+from ecgfm.calibration import MIN_TEMPERATURE
 from ecgfm.config import FinetuneConfig, content_of, from_dict
 from ecgfm.data import Shards, subset
 from ecgfm.ecg import LEADS, InputError
@@ -352,7 +353,7 @@ def test_the_best_of_a_run_that_overfits_is_kept_and_is_what_is_used(
 
     def judged(*_: Any) -> Judged:
         score = next(scores)
-        return Judged({"loss": 1.0, "macro_auprc": score, "macro_auroc": score}, {}, {"fast": score})
+        return Judged({"loss": 1.0, "macro_auprc": score, "macro_auroc": score}, {}, {}, {"fast": score})
 
     monkeypatch.setattr(stage, "validate", judged)
     counts = finetune(inputs, replace(FINETUNE, max_epochs=50, patience_epochs=3), tmp_path)
@@ -506,15 +507,20 @@ def test_temperatures_and_thresholds_are_those_of_the_valid_records(tmp_path: Pa
     ).logits
     assert logits is not None
     raw, _ = record_probabilities(logits, valid, space)
-    predicted = calibrated(raw, space.names, found.meta.temperature)
+    predicted = calibrated(raw, space.names, found.meta.temperature, found.meta.shift)
     assert set(found.meta.temperature) == set(found.meta.thresholds) == set(LABELS)
     for k, name in enumerate(LABELS):
-        temperature, truth = found.meta.temperature[name], valid.truth[:, k]
+        temperature, shift, truth = found.meta.temperature[name], found.meta.shift[name], valid.truth[:, k]
         assert temperature != 1
         logit = np.log(raw[:, k] / (1 - raw[:, k]))
-        of = {factor: log_loss(truth, 1 / (1 + np.exp(-logit / (factor * temperature)))) for factor in (0.97, 1, 1.03)}
-        assert of[1] == min(of.values()), "no other temperature is better"
-        np.testing.assert_allclose(predicted[:, k], 1 / (1 + np.exp(-logit / temperature)), atol=1e-9)
+        of = {
+            (factor, more): log_loss(truth, 1 / (1 + np.exp(-logit / (factor * temperature) - shift - more)))
+            for factor in (0.97, 1, 1.03)
+            if factor * temperature >= MIN_TEMPERATURE * (1 - 1e-9)
+            for more in (-0.02, 0, 0.02)
+        }
+        assert of[1, 0] == min(of.values()), "no other temperature and shift are better"
+        np.testing.assert_allclose(predicted[:, k], 1 / (1 + np.exp(-logit / temperature - shift)), atol=1e-9)
         assert (np.argsort(predicted[:, k]) == np.argsort(raw[:, k])).all()
         f1 = {t: f1_score(truth, predicted[:, k] >= t) for t in predicted[:, k]}
         threshold = min(f1, key=lambda t: abs(t - found.meta.thresholds[name]))

@@ -224,16 +224,18 @@ def test_a_records_probability_comes_from_its_segments_as_the_checkpoint_says(mo
 
 
 def test_a_records_probability_is_calibrated_by_its_labels_temperature(tmp_path: Path) -> None:
-    """Its logit is divided, and so are its segments'."""
+    """Its logit is divided, and then shifted, and so are its segments'."""
     one = recording(beats() / 1000, RATE_HZ)
     raw = load(written(tmp_path / "raw"), "cpu").predict(one)
-    calibrated = load(written(tmp_path / "two", temperature={LABELS[0]: 2.0}), "cpu").predict(one)
+    calibrated = load(written(tmp_path / "two", temperature={LABELS[0]: 2.0}, shift={LABELS[0]: 0.3}), "cpu").predict(
+        one
+    )
     logit_raw, logit = (np.log(p / (1 - p)) for p in (a.probabilities[LABELS[0]] for a in (raw, calibrated)))
     assert abs(logit_raw) > 0.01
-    assert logit == pytest.approx(logit_raw / 2)
+    assert logit == pytest.approx(logit_raw / 2 + 0.3)
     assert calibrated.probabilities[LABELS[1]] == raw.probabilities[LABELS[1]]
     p, p_raw = (answer.segments[LABELS[0]].to_numpy() for answer in (calibrated, raw))
-    np.testing.assert_allclose(np.log(p / (1 - p)), np.log(p_raw / (1 - p_raw)) / 2, atol=1e-9)
+    np.testing.assert_allclose(np.log(p / (1 - p)), np.log(p_raw / (1 - p_raw)) / 2 + 0.3, atol=1e-9)
 
 
 def test_a_decision_is_made_at_the_threshold_itself(tmp_path: Path) -> None:

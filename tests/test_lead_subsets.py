@@ -9,6 +9,7 @@ import pytest
 import torch
 from training_data import TINY, write_inputs
 
+from ecgfm.checkpoints import Meta
 from ecgfm.config import EvaluateConfig
 from ecgfm.data import Shards
 from ecgfm.ecg import LEADS
@@ -35,14 +36,16 @@ def read(folder: Path) -> tuple[Labelled, Shards, LabelSpace]:
 
 def test_all_leads_are_the_ordinary_predictions_exactly(model: Classifier, tmp_path: Path) -> None:
     labelled, shards, space = read(tmp_path)
-    temperature = {"fast": 1.7}
+    meta = Meta(
+        "finetuned", TINY, LEADS, 100.0, 256, labels=tuple(space.names), temperature={"fast": 1.7}, shift={"fast": -0.4}
+    )
     logits = segment_outputs(model, labelled.segments, shards, 4, CPU).logits
     assert logits is not None
-    ordinary = calibrated(record_probabilities(logits, labelled, space)[0], space.names, temperature)
+    ordinary = calibrated(record_probabilities(logits, labelled, space)[0], space.names, meta.temperature, meta.shift)
     config = EvaluateConfig(batch_size=4)
-    everything = with_leads(model, LEADS, labelled, shards, space, temperature, config, CPU)
+    everything = with_leads(model, LEADS, labelled, shards, space, meta, config, CPU)
     assert everything.tobytes() == ordinary.tobytes()
-    two = with_leads(model, ("I", "II"), labelled, shards, space, temperature, config, CPU)
+    two = with_leads(model, ("I", "II"), labelled, shards, space, meta, config, CPU)
     assert (two != ordinary).any()
     again = segment_outputs(model, labelled.segments, shards, 4, CPU).logits
     assert again is not None
