@@ -97,8 +97,8 @@ def compare_file(
     known = set(labels_of(ecg_fm))
     if strangers := [label for label in labels if label not in known]:
         raise InputError(
-            f"the patterns in {ecg_fm.patterns} make no label {strangers[0]!r} of the set {own.label_set}; compare a set "
-            "that both modes know, such as ecg-fm-17"
+            f"the patterns in {ecg_fm.patterns} make no label {strangers[0]!r} of the set {own.label_set}; compare "
+            "a set that both modes know, such as ecg-fm-17"
         )
     table = read_reports(reports, text_column, id_column)
     numbered = number_texts(table["text"])
@@ -127,11 +127,12 @@ def compare_file(
             named = [expression.alias(f"{side}_words") for side, expression in zip(sides, words, strict=True)]
             writer.add_table(rows.with_columns(named))
     n = int((numbered.of_row >= 0).sum())
+    counted = zip(labels, counts.tolist(), strict=True)
     return Comparison(
         reports=table.height,
         empty=table.height - n,
         labels=tuple(
-            Agreement(label, *map(int, row), n - int(row.sum())) for label, row in zip(labels, counts, strict=True)
+            Agreement(label, both, mine, theirs, n - both - mine - theirs) for label, (both, mine, theirs) in counted
         ),
         seconds=time.monotonic() - started,
         out=out,
