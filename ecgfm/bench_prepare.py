@@ -21,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgfm.config import Pipeline, PrepareConfig
+from ecgfm.config import PrepareConfig
 from ecgfm.ecg import LEADS
 from ecgfm.files import scratch_folder, sync
 from ecgfm.pipeline import LIST, PREPARE, Made, Pending, Selection, Walker, make_all, total_counts, walk
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.processes import ordered_map
 from ecgfm.sources import physionet2021
 from ecgfm.stages import Output, Request, Store

@@ -15,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ecgfm.config import Pipeline, content_of
+from ecgfm.config import content_of
 from ecgfm.ecg import InputError
 from ecgfm.files import digest_of, sha256_of
 from ecgfm.fingerprints import code_digests
 from ecgfm.pipeline import EVALUATE, PREPARE, SOURCE_TABLE, STAGE_NAMES, SYNTHESIZE
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.runs import FACTS, REPORT
 
 _BESIDE = ("stage.json", "raw_files.json")  # what the store writes beside what the stage wrote

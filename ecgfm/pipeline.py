@@ -21,11 +21,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ecgfm.config import PROGRESS_BAR, ListConfig, Pipeline, ReportsConfig
+from ecgfm.config import PROGRESS_BAR, ListConfig, ReportsConfig
 from ecgfm.ecg import InputError
 from ecgfm.files import digest_of, sha256_of
 from ecgfm.fingerprints import Input, RawTree
 from ecgfm.own_process import Facts
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.processes import worthwhile
 from ecgfm.stages import Output, Request, Stage, Store
 

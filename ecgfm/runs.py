@@ -23,11 +23,12 @@ from urllib.parse import quote, unquote
 
 import yaml
 
-from ecgfm.config import Pipeline, to_dict
+from ecgfm.config import to_dict
 from ecgfm.cost import as_json, ledger, put_in
 from ecgfm.ecg import InputError
 from ecgfm.files import naming, writing_data_dir
 from ecgfm.pipeline import Selection, Walker, make_all, walk
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.stages import Output, Request, Store, is_held
 
 FACTS = "run.json"

@@ -42,9 +42,9 @@ from pydantic import PrivateAttr
 
 import flows
 from ecgfm import __version__
-from ecgfm.config import DeploymentConfig, ScheduleConfig, load_pipeline
 from ecgfm.ecg import InputError
 from ecgfm.pipeline import Selection
+from ecgfm.pipelines_file import DeploymentConfig, ScheduleConfig, load_pipeline
 from flows.pipeline import FLOW_NAME, run_pipeline
 
 TAG = "ecgfm"

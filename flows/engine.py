@@ -24,8 +24,8 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed
 
-from ecgfm.config import Pipeline
 from ecgfm.pipeline import PREPARE, Selection, make_all
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.stages import Output, Request, StageFailed, Store
 from flows import server
 from flows.artifacts import Progress, publish

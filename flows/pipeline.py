@@ -16,8 +16,8 @@ from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Completed
 from pydantic import Field
 
-from ecgfm.config import DeploymentConfig, load_pipeline
 from ecgfm.pipeline import PREPARE, STAGE_NAMES, Made, Selection, Walker, walk
+from ecgfm.pipelines_file import DeploymentConfig, load_pipeline
 from ecgfm.runs import recorded_run
 from ecgfm.stages import Request, Store
 from flows.cancellation import CancelledInUI, cancellable

@@ -31,11 +31,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
 
-from ecgfm.config import PROGRESS_BAR, RunnerConfig
+from ecgfm.config import PROGRESS_BAR
 from ecgfm.ecg import InputError
 from ecgfm.files import digest_of
 from ecgfm.fingerprints import differences
 from ecgfm.pipeline import PREPARE, summary
+from ecgfm.pipelines_file import RunnerConfig
 from ecgfm.stages import Output, Request, StageFailed, Store
 
 logger = logging.getLogger("ecgfm.runners")  # below the library's logger, whose lines are in the run's log

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecgfm.config import Pipeline
 from ecgfm.fingerprints import Input
 from ecgfm.pipeline import Made, Walker, make_all
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.runs import recorded_run
 from ecgfm.stages import Request, Stage, Store
 

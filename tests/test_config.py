@@ -13,17 +13,15 @@ from ecgfm.config import (
     EvaluateConfig,
     FinetuneConfig,
     LabelsConfig,
-    Pipeline,
     PrepareConfig,
     PretrainConfig,
     SplitsConfig,
     content_of,
     from_dict,
-    load_pipeline,
-    read_pipelines,
     to_dict,
 )
 from ecgfm.ecg import InputError
+from ecgfm.pipelines_file import Pipeline, load_pipeline, read_pipelines
 
 PIPELINES = """
 small:

@@ -12,13 +12,13 @@ import pytest
 from test_html_report import Page
 
 from ecgfm import energy
-from ecgfm.config import Pipeline
 from ecgfm.cost import as_json, ledger, put_in, section
 from ecgfm.ecg import InputError
 from ecgfm.energy import Counter
 from ecgfm.fingerprints import Input
 from ecgfm.lineage import lineage_of
 from ecgfm.pipeline import Made, Selection, Walker
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.report_template import COST_MARK
 from ecgfm.runs import find_runs, recorded_run, report_of
 from ecgfm.stages import Output, Request, Stage, Store

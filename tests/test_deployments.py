@@ -33,8 +33,8 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 from typer.testing import CliRunner, Result
 
-from ecgfm.config import DeploymentConfig, ScheduleConfig
 from ecgfm.ecg import InputError
+from ecgfm.pipelines_file import DeploymentConfig, ScheduleConfig
 from ecgfm.runs import FACTS
 from flows import SETTINGS, deployments, reconcile, server
 from flows.cli import app

@@ -20,7 +20,7 @@ import torch
 
 from ecgfm import checkpoints
 from ecgfm.attribution import TOLERANCE
-from ecgfm.config import EvaluateConfig, Pipeline, from_dict
+from ecgfm.config import EvaluateConfig, from_dict
 from ecgfm.contracts import empty_table, read_table, write_table
 from ecgfm.data import Shards
 from ecgfm.ecg import InputError
@@ -29,6 +29,7 @@ from ecgfm.label_space import read_label_space
 from ecgfm.leakage import Seen, find_leak
 from ecgfm.model import pool_nonzero_mean
 from ecgfm.pipeline import Walker, walk
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.predict import read_labelled
 from ecgfm.report_contents import Choice, choose_records, read_cohort
 from ecgfm.shards import ShardReader

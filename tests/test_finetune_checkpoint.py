@@ -13,10 +13,11 @@ import torch
 
 from ecgfm import checkpoints
 from ecgfm.checkpoints import Meta
-from ecgfm.config import ModelConfig, Pipeline, from_dict, load_pipeline
+from ecgfm.config import ModelConfig, from_dict
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.model import Classifier, PretrainModel
 from ecgfm.pipeline import Selection, plan
+from ecgfm.pipelines_file import Pipeline, load_pipeline
 from ecgfm.runs import run_locally
 from ecgfm.stages import Store
 

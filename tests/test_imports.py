@@ -25,6 +25,7 @@ TRAINING = {*TABLES, *MODEL, "leakage", "shards", "label_space", "metrics", "cal
 MAY_IMPORT: dict[str, set[str]] = {
     "ecg": set(),
     "config": {"ecg"},
+    "pipelines_file": WORDS,
     # files and what identifies them
     "contracts": WORDS,
     "files": {"ecg"},
@@ -115,12 +116,22 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("between_sources", "transfer_page"),
     },
     # the DAG
-    "pipeline": {*WORDS, "files", "stages", "fingerprints", "own_process", "processes", "prepare"},
+    "pipeline": {*WORDS, "pipelines_file", "files", "stages", "fingerprints", "own_process", "processes", "prepare"},
     "cost": {"report_template", "stages"},
-    "runs": {*WORDS, "cost", "files", "stages", "pipeline"},
+    "runs": {*WORDS, "pipelines_file", "cost", "files", "stages", "pipeline"},
     "housekeeping": {"files", "pipeline", "runs", "stages"},
-    "lineage": {*WORDS, "files", "fingerprints", "pipeline", "runs"},
-    "bench_prepare": {*RECORDS, "files", "pipeline", "prepare", "processes", "stages", "synthesize", "synthetic_ecg"},
+    "lineage": {*WORDS, "pipelines_file", "files", "fingerprints", "pipeline", "runs"},
+    "bench_prepare": {
+        *RECORDS,
+        "pipelines_file",
+        "files",
+        "pipeline",
+        "prepare",
+        "processes",
+        "stages",
+        "synthesize",
+        "synthetic_ecg",
+    },
     "bench_label": {*WORDS, "label_reports", "reports"},
     "bench_tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
     # ---- torch begins here

@@ -19,9 +19,10 @@ from conftest import write_wfdb16
 from test_contracts import table_of
 from test_splits import assign, record, split_of
 
-from ecgfm.config import Pipeline, SplitsConfig, from_dict
+from ecgfm.config import SplitsConfig, from_dict
 from ecgfm.contracts import read_table
 from ecgfm.pipeline import Selection, plan
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.runs import run_locally
 from ecgfm.stages import Store
 

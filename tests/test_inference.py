@@ -19,7 +19,7 @@ from training_data import TINY
 
 from ecgfm import checkpoints, inference
 from ecgfm.checkpoints import Kind, Meta
-from ecgfm.config import Pipeline, from_dict
+from ecgfm.config import from_dict
 from ecgfm.contracts import read_table
 from ecgfm.data import Shards
 from ecgfm.ecg import LEADS, EcgRecord, InputError, Rejected
@@ -27,6 +27,7 @@ from ecgfm.formats import read_file
 from ecgfm.inference import Model, Prediction, load, recording
 from ecgfm.model import Classifier, Encoder, PretrainModel
 from ecgfm.pipeline import Walker, walk
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.recordings import Refused, find_recordings, find_slices, prepare, prepare_files, read_slices
 from ecgfm.shards import PER_LEAD, ShardReader, standardisation
 from ecgfm.stages import Output, Store

@@ -16,10 +16,10 @@ from conftest import write_wfdb16
 from matplotlib import image
 from typer.testing import CliRunner
 
-from ecgfm.config import load_pipeline
 from ecgfm.ecg import LEADS, EcgRecord, InputError
 from ecgfm.init_source import draw_records, init_source, units_by_amplitude
 from ecgfm.init_tables import guess_metadata
+from ecgfm.pipelines_file import load_pipeline
 from ecgfm.sources import own
 from ecgfm.sources.own_config import UNITS_PER_MV, load
 from flows.cli import app

@@ -13,13 +13,14 @@ import polars as pl
 import pytest
 from conftest import record_row
 
-from ecgfm.config import LabelsConfig, Pipeline, from_dict, load_pipeline
+from ecgfm.config import LabelsConfig, from_dict
 from ecgfm.contracts import read_table, table_of, write_table
 from ecgfm.ecg import InputError
 from ecgfm.label_space import Label, LabelSpace, read_label_space
 from ecgfm.label_tables import MAX_CLASSES
 from ecgfm.labels import make_labels
 from ecgfm.pipeline import LABELS, plan
+from ecgfm.pipelines_file import Pipeline, load_pipeline
 from ecgfm.stages import Store
 
 LVEF = LabelsConfig("table", "regression", table="t.csv", columns={"LVEF": "lvef_percent"}, units={"LVEF": "percent"})

@@ -15,9 +15,10 @@ import pytest
 from conftest import write_wfdb16
 from test_sources import ptb_xl_line, write_csv
 
-from ecgfm.config import Pipeline, from_dict
+from ecgfm.config import from_dict
 from ecgfm.ecg import InputError
 from ecgfm.pipeline import STAGE_NAMES, STAGES, Made, Selection, Walker, make_all, plan, walk
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.stages import Output, Request, Store
 
 LIGHT = ("list", "prepare", "audit", "splits", "labels", "manifests")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from training_data import TINY
 
-from ecgfm.config import Pipeline, from_dict, read_pipelines, to_dict
+from ecgfm.config import from_dict, to_dict
 from ecgfm.pipeline import Walker, walk
+from ecgfm.pipelines_file import Pipeline, read_pipelines
 from ecgfm.stages import Output, Store
 
 FILE = Path(__file__).parent.parent / "pipelines.yaml"

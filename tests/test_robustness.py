@@ -23,10 +23,11 @@ from small_demo import MOMENTS, Mounts, Run, half_made, locked, outputs
 from ecgfm import formats
 from ecgfm import prepare as prepare_module
 from ecgfm import runs as runs_module
-from ecgfm.config import Pipeline, PrepareConfig
+from ecgfm.config import PrepareConfig
 from ecgfm.ecg import EcgRecord, InputError, Rejected
 from ecgfm.fingerprints import RawTree
 from ecgfm.pipeline import PREPARE, Selection, Walker, walk
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.runs import find_runs, recorded_run, run_locally
 from ecgfm.sources import physionet2021
 from ecgfm.sources.listing import header_text

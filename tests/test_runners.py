@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from test_pipeline import pipeline, write_raw
 
-from ecgfm.config import Pipeline, PrepareConfig, RunnerConfig, from_dict, load_pipeline, to_dict
+from ecgfm.config import PrepareConfig, from_dict, to_dict
 from ecgfm.ecg import InputError
 from ecgfm.fingerprints import Input
 from ecgfm.pipeline import PREPARE, Made, Selection, Walker, walk
+from ecgfm.pipelines_file import Pipeline, RunnerConfig, load_pipeline
 from ecgfm.runs import run_locally
 from ecgfm.stages import Output, Request, Stage, StageFailed, Store
 from flows import prepare, server

@@ -22,7 +22,7 @@ from training_data import PRETRAIN, digests, rows, write_inputs
 import ecgfm
 from ecgfm import checkpoints, predict_commands
 from ecgfm.checkpoint_commands import convert, describe, facts
-from ecgfm.config import EvaluateConfig, Pipeline, from_dict
+from ecgfm.config import EvaluateConfig, from_dict
 from ecgfm.contracts import check, read_table, write_table
 from ecgfm.ecg import InputError
 from ecgfm.evaluate import evaluate
@@ -32,6 +32,7 @@ from ecgfm.formats import read_file
 from ecgfm.inference import Prediction
 from ecgfm.label_space import Label, LabelSpace, read_label_space
 from ecgfm.pipeline import Walker, walk
+from ecgfm.pipelines_file import Pipeline
 from ecgfm.pretrain import pretrain
 from ecgfm.stages import Output, Store
 

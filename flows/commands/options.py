@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from ecgfm.config import Pipeline, load_pipeline
 from ecgfm.ecg import InputError
 from ecgfm.files import DISK_ERRORS
+from ecgfm.pipelines_file import Pipeline, load_pipeline
 from ecgfm.stages import StageFailed
 
 _PACKAGED = Path(__file__).parents[1] / "pipelines.yaml"

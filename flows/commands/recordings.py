@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ecgfm.config import read_pipelines
+from ecgfm.pipelines_file import read_pipelines
 from flows.commands.options import Debug, log_to_terminal, one_line_errors, pipelines_file
 
 app = typer.Typer()

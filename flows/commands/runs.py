@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from ecgfm.config import load_pipeline, read_pipelines
 from ecgfm.pipeline import PREPARE, SPLITS, STAGE_NAMES, PlannedStage, Selection, plan
+from ecgfm.pipelines_file import load_pipeline, read_pipelines
 from ecgfm.runs import report_of, run_locally
 from ecgfm.stages import StageFailed, Store
 from flows import server

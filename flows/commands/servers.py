@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from ecgfm.config import Pipeline, load_pipeline, read_pipelines
 from ecgfm.ecg import InputError
+from ecgfm.pipelines_file import Pipeline, load_pipeline, read_pipelines
 from flows import server
 from flows.commands.options import (
     DataDir,
