@@ -18,6 +18,7 @@ from ecgfm.contracts import read_table
 from ecgfm.ecg import InputError
 from ecgfm.label_compare import Agreement, Comparison, compare_file
 from ecgfm.label_reports import label_file
+from ecgfm.reports.vocabulary import Vocabulary
 from flows.cli import app
 
 REPORTS = {
@@ -144,6 +145,19 @@ def test_the_command_prints_the_table_and_no_text(files: Path) -> None:
     assert "Qwertz" not in done.output
     assert "flutter" not in done.output.lower()
     assert len((files / "d.csv").read_text().splitlines()) == 6
+
+
+def test_explain_of_a_set_tells_none_but_its_labels_in_either_mode(tmp_path: Path) -> None:
+    set_of_ours = Vocabulary.read().labels_of("ecg-fm-17")
+    above = [entity(name, "Injury") if name == "Infarction" else entity(name) for name in set_of_ours]
+    (tmp_path / "entity_tem.json").write_text(json.dumps([entity("Injury"), *above]))
+    (tmp_path / "entity_pat.json").write_text(json.dumps([pattern("infarct", "Infarction")]))
+    ecg_fm = ["--mode", "ecg-fm", "--patterns", str(tmp_path)]
+    for mode, labels in ((ecg_fm, ["Infarction", "Injury"]), ([*ecg_fm, "--labels", "ecg-fm-17"], ["Infarction"])):
+        done = CliRunner().invoke(app, ["label", "explain", "An infarct", *mode])
+        assert done.exit_code == 0, done.output
+        told = done.output.partition("\nlabels\n")[2].splitlines()
+        assert [line.split()[1] for line in told] == labels
 
 
 def test_on_real_reports_the_modes_agree_where_nothing_sets_them_apart(shared: Path, tmp_path: Path) -> None:

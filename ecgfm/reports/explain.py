@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ecgfm.reports.assertion import Assertion
 from ecgfm.reports.ecg_fm import EcgFmLabeler
@@ -12,10 +12,10 @@ from ecgfm.reports.vocabulary import Vocabulary
 _INDENT = "  "
 
 
-def explain(labeler: OwnLabeler | EcgFmLabeler, report: str) -> list[str]:
-    """Lines that tell how `labeler` reads a report, and what comes of it."""
+def explain(labeler: OwnLabeler | EcgFmLabeler, report: str, labels: Sequence[str] | None = None) -> list[str]:
+    """Lines that tell how `labeler` reads a report, and what comes of it. labels: only these are told; None: all"""
     how = _statements(labeler, report) if isinstance(labeler, OwnLabeler) else _clusters(labeler, report)
-    said = labeler.read(report)
+    said = [one for one in labeler.read(report) if labels is None or one.label in labels]
     return [*how, "", *(_result(said) if said else ["no label"])]
 
 

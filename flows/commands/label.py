@@ -154,11 +154,12 @@ def explain(
       ecgfm label explain "Sinus rhythm. No evidence of acute infarct, possible LVH."
     """
     with one_line_errors(debug):
-        from ecgfm.label_reports import labeler
+        from ecgfm.label_reports import labeler, labels_of
         from ecgfm.reports.explain import explain as lines_of
 
         report = typer.get_text_stream("stdin").read() if text == "-" else text
-        for line in lines_of(labeler(_config(mode, patterns, mended, label_set, rules)), report):
+        config = _config(mode, patterns, mended, label_set, rules)
+        for line in lines_of(labeler(config), report, labels_of(config)):
             typer.echo(line)
 
 
