@@ -18,7 +18,8 @@ from ecgfm.metrics import Scores, compare
 AGE_BANDS = ((0, 18), (18, 40), (40, 65), (65, 80), (80, math.inf))
 """Years, the lower end in, the upper one out."""
 
-UNKNOWN = "unknown"
+UNKNOWN, OTHERS = "unknown", "all others"
+MOST_NAMES = 10  # of sites and devices: a source may have dozens, most with few records
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ def parts(records: pl.DataFrame, quality: pl.DataFrame) -> list[Part]:
         "source": records.select(pl.concat_str(pl.col("source"), pl.col("dataset"), separator=" ", ignore_nulls=True))[
             "source"
         ],
+        "site": _most_common(records["site"]),
+        "device": _most_common(records["device"]),
         "recorded rate": records["sampling_rate_hz"].map_elements(lambda rate: f"{rate:g} Hz", pl.String),
         "noise from 30 to 100 Hz": _thirds(quality["lead_noise_uv"]),
     }
     found = []
     for by, values in columns.items():
-        names = sorted(values.unique().to_list(), key=lambda name: (name == UNKNOWN, _in_order(name)))
+        names = sorted(values.unique().to_list(), key=lambda name: (name == UNKNOWN, name == OTHERS, _in_order(name)))
         if len(names) > 1:
             found += [Part(by, name, (values == name).to_numpy()) for name in names]
     return found
@@ -99,6 +102,13 @@ def score_parts(
         )
         scored.append(PartScores(part.by, part.name, scores["model"]))
     return scored
+
+
+def _most_common(names: pl.Series) -> pl.Series:
+    """The `MOST_NAMES` names of most records, and all others as one."""
+    counted = names.drop_nulls().value_counts(sort=True, name="n").sort(["n", names.name], descending=[True, False])
+    kept = set(counted[names.name].head(MOST_NAMES))
+    return pl.Series([UNKNOWN if name is None else name if name in kept else OTHERS for name in names], dtype=pl.String)
 
 
 def _age_band(years: float | None) -> str:

@@ -367,18 +367,20 @@ def told_with_table(tmp_path: Path, table: str, names: tuple[str, ...] = ("a/r1"
 
 def test_every_column_of_the_table_has_its_place_and_wins_over_the_file(tmp_path: Path) -> None:
     table = (
-        "file,who,years,gender,dx,text,part,when,site\n"
-        "a/r1,7,61.5,w,AF; PVC;AF,sinus,3,2020-01-02T03:04:05,north\n"
-        "a/r2.hea,,,,,,,,\n"
+        "file,who,years,gender,dx,text,part,when,site,ward,cart\n"
+        "a/r1,7,61.5,w,AF; PVC;AF,sinus,3,2020-01-02T03:04:05,north,3B,MAC 5500\n"
+        "a/r2.hea,,,,,,,,,,\n"
     )
     columns = {"patient": "who", "age": "years", "sex": "gender", "female": ["W"], "codes": "dx", "report": "text"}
-    columns |= {"fold": "part", "recorded_at": "when", "dataset": "site"}
+    columns |= {"fold": "part", "recorded_at": "when", "dataset": "site", "site": "ward", "device": "cart"}
     rows = rows_of(told_with_table(tmp_path, table, **columns))
     first, second = rows["a/r1"], rows["a/r2"]
     assert (first["patient_id"], first["age_years"], first["sex"]) == ("own/7", 61.5, "female")
     assert (first["codes"], first["report"], first["fold"]) == (["AF", "PVC"], "sinus", 3)
     assert (first["recorded_at"].isoformat(), first["dataset"]) == ("2020-01-02T03:04:05", "north")
+    assert (first["site"], first["device"]) == ("3B", "MAC 5500")
     assert (second["patient_id"], second["age_years"], second["sex"]) == ("own/p0", 50.0, "female")
+    assert (second["site"], second["device"]) == (None, None)
     assert (second["codes"], second["report"], second["dataset"]) == (["1"], None, "clinic")
 
 

@@ -89,6 +89,8 @@ def ptb_xl_line(ecg_id: int, **values: object) -> dict[str, object]:
         "age": "56.0",
         "sex": ecg_id % 2,
         "height": "",
+        "site": "2.0",
+        "device": "CS-12   E",
         "recording_date": "1984-11-09 09:17:34",
         "report": "sinusrhythmus, periphere niederspannung",
         "scp_codes": "{'NORM': 100.0, 'SR': 0.0}",
@@ -463,7 +465,7 @@ def test_a_line_of_the_ptb_xl_table_becomes_a_row(tmp_path: Path) -> None:
     lines = [
         ptb_xl_line(1, patient_id="15709.0", age="56.0", sex=1),
         ptb_xl_line(2, patient_id="", age="300.0", sex=0, report="", recording_date="", scp_codes="{}"),
-        ptb_xl_line(3, age="", sex=""),
+        ptb_xl_line(3, age="", sex="", site="", device=""),
     ]
     write_csv(tmp_path / "ptbxl_database.csv", lines)
     first, second, third = ptb_xl.list_records(tmp_path).to_dicts()
@@ -476,6 +478,8 @@ def test_a_line_of_the_ptb_xl_table_becomes_a_row(tmp_path: Path) -> None:
     assert (second["patient_id"], second["report"], second["recorded_at"]) == (None, None, None)
     assert second["codes"] == []
     assert (third["age_years"], third["sex"]) == (None, None)
+    assert (first["site"], first["device"]) == ("2", "CS-12 E")
+    assert (third["site"], third["device"]) == (None, None)
 
 
 def test_ptb_xl_at_100_hz_is_read_where_500_hz_is_not_there(tmp_path: Path) -> None:
@@ -498,6 +502,7 @@ def test_ptb_xl_at_100_hz_is_read_where_500_hz_is_not_there(tmp_path: Path) -> N
         ("age", "old"),
         ("recording_date", "yesterday"),
         ("strat_fold", "x"),
+        ("site", "x"),
         ("ecg_id", ""),
         ("ecg_id", "2"),
     ],

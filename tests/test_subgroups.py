@@ -58,6 +58,15 @@ def test_noise_is_parted_in_thirds_of_the_median_over_the_leads_that_tell() -> N
     assert list(by(parts(*tables()), "noise from 30 to 100 Hz").values()) == [20, 20, 20]
 
 
+def test_the_most_common_sites_and_devices_are_parts_and_the_rest_is_one() -> None:
+    """Each of their own would be dozens of parts of a few records."""
+    sites = ["abcdefghijklmno"[place % 15] for place in range(59)] + [None]
+    found = by(parts(*tables(site=sites, device=["A"] * 50 + ["B"] * 10)), "site")
+    assert list(found) == [*"abcdefghij", "all others", "unknown"]
+    assert list(found.values()) == [*[4] * 10, 19, 1]
+    assert by(parts(*tables(device=["A"] * 50 + ["B"] * 10)), "device") == {"A": 50, "B": 10}
+
+
 def test_a_property_that_parts_nothing_is_left_out() -> None:
     assert {part.by for part in parts(*tables())} == {"noise from 30 to 100 Hz"}
 

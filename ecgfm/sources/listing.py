@@ -31,6 +31,8 @@ LISTING = pl.Schema(
         "codes": pl.List(pl.String()),
         "report": pl.String(),
         "fold": pl.Int64(),
+        "site": pl.String(),
+        "device": pl.String(),
         "recorded_at": pl.Datetime("us"),
         "reading": pl.String(),
     }

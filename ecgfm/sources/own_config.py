@@ -98,6 +98,8 @@ class MetadataConfig:
     code_columns: tuple[Text, ...] = ()
     report: str = ""
     fold: str = ""
+    site: str = ""
+    device: str = ""
     recorded_at: str = ""
     recorded_at_format: str = ""
     dataset: str = ""

@@ -27,8 +27,8 @@ def with_metadata(table: pl.DataFrame, raw_dir: Path, config: MetadataConfig, fi
         InputError: the table has not the columns of the config, a value that is none, or a recording twice.
     """
     path = raw_dir / config.file
-    singles = [getattr(config, key) for key in ("patient", "age", "sex", "codes", "report", "fold", "recorded_at")]
-    named = [config.record, *filter(None, singles), *config.code_columns, *filter(None, [config.dataset])]
+    keys = ("patient", "age", "sex", "codes", "report", "fold", "site", "device", "recorded_at", "dataset")
+    named = [config.record, *filter(None, (getattr(config, key) for key in keys)), *config.code_columns]
     lines = read_csv(raw_dir, config.file, named)
     if lines[config.record].null_count():
         line = lines[config.record].is_null().arg_true()[0] + 2
@@ -101,8 +101,7 @@ def _columns(lines: pl.DataFrame, config: MetadataConfig, path: Path) -> list[pl
         columns["recorded_at"] = pl.col(config.recorded_at).str.to_datetime(
             config.recorded_at_format or None, time_unit="us"
         )
-    if config.dataset:
-        columns["dataset"] = pl.col(config.dataset)
+    columns |= {name: pl.col(column) for name in ("site", "device", "dataset") if (column := getattr(config, name))}
     said = []
     for name, expression in columns.items():
         try:

@@ -30,7 +30,18 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 _SEX = {"0": "male", "1": "female"}
 _AGE_OVER_89_YEARS = 300.0  # PTB-XL writes 300 for everybody over 89, so that none can be told by the age
 _LOWEST_AGE_OVER_89_YEARS = 90.0
-_COLUMNS = ("ecg_id", "patient_id", "age", "sex", "recording_date", "report", "scp_codes", "strat_fold")
+_COLUMNS = (
+    "ecg_id",
+    "patient_id",
+    "age",
+    "sex",
+    "recording_date",
+    "report",
+    "scp_codes",
+    "strat_fold",
+    "site",
+    "device",
+)
 
 
 class Statement(NamedTuple):
@@ -216,6 +227,8 @@ def _row(line: Mapping[str, str | None], file: str | None, path: Path) -> dict[s
             "codes": codes_of(scp_codes),
             "report": line["report"],
             "fold": None if line["strat_fold"] is None else int(line["strat_fold"]),
+            "site": None if line["site"] is None else f"{float(line['site']):g}",
+            "device": None if line["device"] is None else " ".join(line["device"].split()),
             "recorded_at": None if line["recording_date"] is None else datetime.fromisoformat(line["recording_date"]),
         }
     except (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError) as error:
