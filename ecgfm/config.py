@@ -185,7 +185,8 @@ class LabelsConfig:
         count
     columns: label -> column. With `multiclass` there is one, each of whose values is a class
     units: label -> unit of its numbers, with `regression`; nothing is converted
-    uncertain: what a label is that a report leaves open ("possible infarct"): ECG-FM's labels are `present` then
+    uncertain: what a label is that a report leaves open ("possible infarct"): ECG-FM's labels are `present` then. What
+        is "unlikely" is absent
     unmentioned: what a label is that a report says nothing of; a record without a report has unknown labels
     max_labels: findings that one segment can carry alone; a record's probability is the maximum over its
         segments, where for every other label it is the mean

@@ -33,6 +33,8 @@ from ecgfm.reports.own import OwnLabeler
 from ecgfm.reports.vocabulary import Vocabulary
 
 TABLES = (".csv", ".parquet")
+UNLIKELY = 0.2
+"""Below this probability a finding is denied rather than left open: "infarct unlikely"."""
 TEXTS_TOGETHER = 4096  # read by a process at a time
 ROWS_TOGETHER = 65_536  # of the tables that are written
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -329,6 +331,7 @@ def from_reports(
         raise InputError(f"labels.max_labels: no label {', '.join(unknown)}; labels: {', '.join(read.labels)}")
     values = {"present": 1.0, "absent": 0.0, "unknown": np.nan}
     said = read.dense(numbered.of_row, values[config.unmentioned])
+    said[said < UNLIKELY] = 0.0
     said[(said > 0) & (said < 1)] = values[config.uncertain]
     columns = {label: pl.Series(said[:, k]).fill_nan(None).cast(pl.Int8) for k, label in enumerate(read.labels)}
     write_findings(records["record_id"], numbered.of_row, read, out / "findings.parquet", out / "unmatched.csv")

@@ -262,6 +262,12 @@ def test_doubt_and_silence_are_what_the_config_says(
     assert labels["Atrial fibrillation"][2] == 0, "what is denied is absent whatever silence means"
 
 
+def test_what_is_unlikely_is_absent_whatever_doubt_means(tmp_path: Path) -> None:
+    inputs = {"slices": [slice_of(tmp_path / "slice", ["Infarct is unlikely.", "Infarct cannot be ruled out."])]}
+    make_labels(inputs, config(uncertain="present"), tmp_path)
+    assert read_table(tmp_path / "labels.parquet", "labels")["Infarction"].to_list() == [0, 1]
+
+
 def test_records_without_any_report_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of the 2 records has a report"):
         make_labels({"slices": [slice_of(tmp_path / "slice", [None, " "])]}, config(), tmp_path)
