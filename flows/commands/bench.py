@@ -12,7 +12,10 @@ from ecgfm.config import PretrainConfig, from_dict
 from ecgfm.ecg import InputError
 from flows.commands.options import Debug, one_line_errors
 
-app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure on this machine; each prints a table. See docs/performance.md for what was measured.",
+    no_args_is_help=True,
+)
 
 
 @app.command("prepare")
@@ -23,10 +26,15 @@ def bench_prepare(
     ] = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where to write; nothing stays there.")] = Path("."),
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one per core.")] = 0,
-    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often it is measured.")] = 3,
     debug: Debug = False,
 ) -> None:
-    """Records per second of prepare, beside copying the same bytes and beside wfdb record by record."""
+    """Records per second of prepare, beside copying the same bytes and beside wfdb record by record.
+
+    Example:
+
+      ecgfm bench prepare --records 1000 --folder /tmp
+    """
     with one_line_errors(debug):
         from ecgfm.bench_prepare import main as measure
 
@@ -37,10 +45,15 @@ def bench_prepare(
 def bench_orchestration(
     slices: Annotated[int, typer.Option("--slices", min=1, help="How many folders of one record each.")] = 1000,
     folder: Annotated[Path, typer.Option("--folder", help="Where to write; nothing stays there.")] = Path("."),
-    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often it is measured.")] = 3,
     debug: Debug = False,
 ) -> None:
-    """What Prefect costs: start, seconds a stage and a slice, memory, beside the same work without it."""
+    """What Prefect costs: start, seconds a stage and a slice, memory, beside the same work without it.
+
+    Example:
+
+      ecgfm bench orchestration --slices 100 --folder /tmp
+    """
     with one_line_errors(debug):
         from flows.bench_orchestration import main as measure
 
@@ -53,7 +66,12 @@ def bench_tables(
     folder: Annotated[Path, typer.Option("--folder", help="Where to write; nothing stays there.")] = Path("."),
     debug: Debug = False,
 ) -> None:
-    """Seconds and memory of audit, splits, labels and manifests on simulated tables, a process each."""
+    """Seconds and memory of audit, splits, labels and manifests on simulated tables, a process each.
+
+    Example:
+
+      ecgfm bench tables --records 100000 --folder /tmp
+    """
     with one_line_errors(debug):
         from ecgfm.bench_tables import main as measure
 
@@ -74,10 +92,15 @@ def bench_load(
         list[Path] | None, typer.Option("--stage", help="The directory of a prepared slice, instead. Repeatable.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where batches go: auto, cpu, cuda.")] = "auto",
-    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often it is measured.")] = 5,
     debug: Debug = False,
 ) -> None:
-    """Segments per second from shards to batches, beside a plain copy and beside loadmat, the reference's way."""
+    """Segments per second from shards to batches, beside a plain copy and beside loadmat, the reference's way.
+
+    Example:
+
+      ecgfm bench load --segments 2000 --workers 2 --folder /tmp
+    """
     with one_line_errors(debug):
         from ecgfm.bench_load import main as measure
 
@@ -104,7 +127,12 @@ def bench_pretrain(
     model: BenchModel = None,
     debug: Debug = False,
 ) -> None:
-    """Segments per second of pretraining, milliseconds of each part, utilisation, memory."""
+    """Segments per second of pretraining, milliseconds of each part, utilisation, memory.
+
+    Example:
+
+      ecgfm bench pretrain --device cuda --pairs 64
+    """
     with one_line_errors(debug):
         from ecgfm.bench_training import bench_pretrain as measure
 
@@ -121,7 +149,12 @@ def bench_encode(
     model: BenchModel = None,
     debug: Debug = False,
 ) -> None:
-    """Segments per second of embedding, utilisation, memory."""
+    """Segments per second of embedding, utilisation, memory.
+
+    Example:
+
+      ecgfm bench encode --device cuda --batch 256
+    """
     with one_line_errors(debug):
         from ecgfm.bench_training import bench_encode as measure
 
@@ -145,13 +178,22 @@ def bench_label(
     table: Annotated[
         Path | None, typer.Option("--table", metavar="FILE", help="Your own reports, .csv or .parquet, instead.")
     ] = None,
-    text_column: Annotated[str, typer.Option("--text-column", metavar="NAME")] = "report",
-    id_column: Annotated[str, typer.Option("--id-column", metavar="NAME")] = "record_id",
+    text_column: Annotated[
+        str, typer.Option("--text-column", metavar="NAME", help="The column of the reports' text.")
+    ] = "report",
+    id_column: Annotated[
+        str, typer.Option("--id-column", metavar="NAME", help="The column that names each report.")
+    ] = "record_id",
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Processes; 0: one per core.")] = 0,
-    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often it is measured.")] = 3,
     debug: Debug = False,
 ) -> None:
-    """Reports per second of `ecgfm label`, beside a regular expression per phrase."""
+    """Reports per second of `ecgfm label`, beside a regular expression per phrase.
+
+    Example:
+
+      ecgfm bench label --reports 10000
+    """
     with one_line_errors(debug):
         from ecgfm.bench_label import main as measure
 

@@ -21,13 +21,13 @@ def export_checkpoint(
         Literal["onnx", "torch", "huggingface"],
         typer.Option("--format", help="ONNX, a program of torch.export (.pt2), or the layout of Hugging Face."),
     ] = "onnx",
-    opset: Annotated[int, typer.Option("--opset", help="Of ONNX: 18 to 24.")] = 18,
+    opset: Annotated[int, typer.Option("--opset", help="Version of ONNX's operators, 18 to 24.")] = 18,
     batch: Annotated[
         str, typer.Option("--batch", metavar="N", help="Segments at once; dynamic: any number, of any length.")
     ] = "dynamic",
     evaluation: Annotated[
         Path | None,
-        typer.Option("--evaluation", metavar="DIR", help="An evaluation's output, for Hugging Face's model card."),
+        typer.Option("--evaluation", metavar="DIR", help="An evaluate stage's output, for Hugging Face's model card."),
     ] = None,
     licence: Annotated[
         str, typer.Option("--license", metavar="ID", help="For Hugging Face's model card, such as mit.")

@@ -31,7 +31,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="""Read free-text ECG reports: which findings each asserts, with the words that do so.
 
-    ecgfm label REPORTS.csv --out labels.parquet reads a table; no text leaves this machine, and none is logged.
+    A table of reports needs no command: ecgfm label reports.csv --out labels.parquet. No text leaves this machine, and
+    none is logged.
     """,
 )
 
@@ -48,7 +49,12 @@ Mended = Annotated[
 ]
 LabelSet = Annotated[
     str | None,
-    typer.Option("--labels", metavar="SET", help="Only a set of labels, such as ecg-fm-17. [default: every finding]"),
+    typer.Option(
+        "--labels",
+        metavar="SET",
+        help="Only a set of labels, such as ecg-fm-17; ecgfm label sets lists them.",
+        show_default="every finding",
+    ),
 ]
 Rules = Annotated[
     Path | None, typer.Option("--rules", metavar="FILE", help="Your own findings and words (YAML), merged over ours.")
@@ -65,8 +71,12 @@ def _config(mode: str, patterns: Path | None, mended: bool, label_set: str | Non
 def table(
     reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="A table, .csv or .parquet.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A column per label, .parquet or .csv.")],
-    text_column: Annotated[str, typer.Option("--text-column", metavar="NAME")] = "report",
-    id_column: Annotated[str, typer.Option("--id-column", metavar="NAME")] = "record_id",
+    text_column: Annotated[
+        str, typer.Option("--text-column", metavar="NAME", help="The column of the reports' text.")
+    ] = "report",
+    id_column: Annotated[
+        str, typer.Option("--id-column", metavar="NAME", help="The column that names each report.")
+    ] = "record_id",
     mode: Mode = "own",
     patterns: Patterns = None,
     mended: Mended = False,
@@ -101,8 +111,12 @@ def compare(
     reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="A table, .csv or .parquet.", show_default=False)],
     patterns: Annotated[Path, typer.Option("--patterns", metavar="DIR", help="The folder of ECG-FM's pattern files.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A row per difference, .parquet or .csv.")],
-    text_column: Annotated[str, typer.Option("--text-column", metavar="NAME")] = "report",
-    id_column: Annotated[str, typer.Option("--id-column", metavar="NAME")] = "record_id",
+    text_column: Annotated[
+        str, typer.Option("--text-column", metavar="NAME", help="The column of the reports' text.")
+    ] = "report",
+    id_column: Annotated[
+        str, typer.Option("--id-column", metavar="NAME", help="The column that names each report.")
+    ] = "record_id",
     label_set: Annotated[str, typer.Option("--labels", metavar="SET", help="Labels that both modes give.")] = (
         "ecg-fm-17"
     ),
@@ -185,7 +199,12 @@ def graph(
 
 @app.command("sets")
 def sets(rules: Rules = None, debug: Debug = False) -> None:
-    """List the sets of labels that --labels takes, with their labels."""
+    """List the sets of labels that --labels takes, with their labels.
+
+    Example:
+
+      ecgfm label sets
+    """
     with one_line_errors(debug):
         from ecgfm.reports.vocabulary import Vocabulary
 

@@ -22,22 +22,35 @@ PIPELINES = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[2] / "p
 PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A name in pipelines.yaml, such as ptb-xl.")]
 Raw = Annotated[
     list[str] | None,
-    typer.Option("--raw", metavar="SOURCE=PATH", help="Where a source's raw files lie. Once per source."),
+    typer.Option(
+        "--raw",
+        metavar="SOURCE=PATH",
+        help="Where a source's raw files lie, such as ptb_xl=/data/ptb-xl. Once per source.",
+    ),
 ]
 DataDir = Annotated[
     Path, typer.Option("--data-dir", envvar="ECGFM_DATA_DIR", help="Everything that is made lies below this folder.")
 ]
 PipelinesFile = Annotated[
     Path | None,
-    typer.Option("--pipelines", metavar="FILE", help="The pipelines file. [default: ./pipelines.yaml, else our own]"),
+    typer.Option(
+        "--pipelines", metavar="FILE", help="The pipelines file.", show_default="./pipelines.yaml, else our own"
+    ),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as pretrain.max_steps=200. Repeatable."),
 ]
-Only = Annotated[list[str] | None, typer.Option("--only", metavar="STAGE", help="Make just this stage. Repeatable.")]
-From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and those after it.")]
-Force = Annotated[list[str] | None, typer.Option("--force", metavar="STAGE", help="Remake a stage. Repeatable.")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="STAGE", help="Make just this stage, such as splits. Repeatable.")
+]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and those after it, such as finetune.")
+]
+Force = Annotated[
+    list[str] | None,
+    typer.Option("--force", metavar="STAGE", help="Make a stage again although it is there. Repeatable."),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash every output before it is used, not only its size.")]
 HashRaw = Annotated[
     bool, typer.Option("--hash-raw", help="Know raw files by their content instead of size and modification time.")

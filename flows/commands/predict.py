@@ -30,10 +30,10 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Segments at once.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Segments that the model sees at once.")]
+Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda or cuda:1.")]
 Precision = Annotated[
-    Literal["fp32", "bf16"], typer.Option("--precision", help="Of the matrix products. bf16 is faster on a GPU.")
+    Literal["fp32", "bf16"], typer.Option("--precision", help="Of the matrix products; bf16 is faster on a GPU.")
 ]
 Jobs = Annotated[
     int, typer.Option("--jobs", min=0, help="Processes that read files; 0: one per core, where there are many files.")
@@ -79,7 +79,8 @@ def embed(
     inputs: Inputs,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The vectors, .parquet, .npy or .csv.")],
     level: Annotated[
-        Literal["record", "segment"], typer.Option("--level", help="A row per record, the mean, or per segment.")
+        Literal["record", "segment"],
+        typer.Option("--level", help="A row per record (the mean of its segments), or a row per segment."),
     ] = "record",
     batch_size: BatchSize = 64,
     device: Device = "auto",
@@ -114,7 +115,10 @@ def saliency(
     label: Annotated[
         str | None,
         typer.Option(
-            "--label", metavar="LABEL", help="The label asked about. [default: the most probable, or the first number]"
+            "--label",
+            metavar="LABEL",
+            help="The label asked about.",
+            show_default="the most probable, or the first number",
         ),
     ] = None,
     method: Annotated[
@@ -126,7 +130,8 @@ def saliency(
         ),
     ] = "attention",
     segment: Annotated[
-        int | None, typer.Option("--segment", min=0, help="Just this one. [default: all, or the most probable]")
+        int | None,
+        typer.Option("--segment", min=0, help="Just this segment, from 0.", show_default="all, or the most probable"),
     ] = None,
     device: Device = "auto",
     debug: Debug = False,

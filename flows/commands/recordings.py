@@ -22,7 +22,12 @@ def fetch(
         str, typer.Argument(metavar="SOURCE", help="physionet2021, ptb_xl, mimic_iv_ecg or code15.", show_default=False)
     ],
     to: Annotated[
-        Path, typer.Option("--to", metavar="DIR", help="The raw folder. What is there is not fetched again.")
+        Path,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="The raw folder; made where it is not there. What is there is not fetched again.",
+        ),
     ],
     mirror: Annotated[
         str | None,
@@ -36,7 +41,7 @@ def fetch(
             help="Just the files whose path matches, such as 'training/georgia/*', and the tables. Repeatable.",
         ),
     ] = None,
-    connections: Annotated[int, typer.Option("--connections", min=1, max=8, help="At once.")] = 8,
+    connections: Annotated[int, typer.Option("--connections", min=1, max=8, help="Files fetched at once.")] = 8,
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file that is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much there is to fetch, and stop.")] = False,
     debug: Debug = False,
@@ -82,7 +87,7 @@ def peek(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="PICTURE", help="The drawing, .png or .svg. [default: ./FILE.png]"),
+        typer.Option("--out", metavar="PICTURE", help="The drawing, .png or .svg.", show_default="./FILE.png"),
     ] = None,
     debug: Debug = False,
 ) -> None:

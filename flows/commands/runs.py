@@ -57,9 +57,11 @@ def run(
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Run in this process, without Prefect.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Run a pipeline: make what is not there yet.
+    """Run a pipeline: make what is not there yet. Killed, it goes on when it is run again.
 
     Examples:
+
+      ecgfm run demo
 
       ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --data-dir /data/ecgfm
 
@@ -143,7 +145,14 @@ def show(
     allow_leakage: AllowLeakage = False,
     debug: Debug = False,
 ) -> None:
-    """Show each stage of a pipeline: cached or to run, and why. Makes nothing."""
+    """Show each stage of a pipeline: cached or to run, and why. Makes nothing.
+
+    Examples:
+
+      ecgfm plan demo
+
+      ecgfm plan ptb-xl --raw ptb_xl=/data/ptb-xl --set pretrain.max_steps=200
+    """
     with one_line_errors(debug):
         _, config, folders = asked_for(pipeline, pipelines, values_of(overrides, allow_leakage), raw)
         selection = Selection(tuple(only or ()), start, tuple(force or ()))
@@ -192,7 +201,12 @@ def show_duplicates(
 
 @app.command("pipelines")
 def list_pipelines(pipelines: PipelinesFile = None, debug: Debug = False) -> None:
-    """List the pipelines of pipelines.yaml."""
+    """List the pipelines of pipelines.yaml: name, sources, what it is.
+
+    Example:
+
+      ecgfm pipelines --pipelines pipelines.yaml
+    """
     with one_line_errors(debug):
         file = pipelines_file(pipelines)
         loaded = {name: load_pipeline(file, name) for name in read_pipelines(file)}

@@ -42,7 +42,7 @@ Pipelines = Annotated[
 GpuSlots = Annotated[
     int | None,
     typer.Option(
-        "--gpu-slots", min=1, help="Trainings on GPUs at once. [default: as it is, else the GPUs of this machine]"
+        "--gpu-slots", min=1, help="Trainings on GPUs at once.", show_default="as it is, else the GPUs of this machine"
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change and stop.")]
@@ -50,7 +50,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change 
 
 @app.command()
 def ui(data_dir: DataDir = Path("ecgfm-data"), port: Port = 4200, debug: Debug = False) -> None:
-    """Start a local Prefect server. Runs on the same data directory go to it while it is up. Ctrl-C ends it."""
+    """Start a local Prefect server. Runs on the same data directory go to it while it is up. Ctrl-C ends it.
+
+    Example:
+
+      ecgfm ui --data-dir /data/ecgfm --port 4201
+    """
     with one_line_errors(debug), server.local_server(data_dir.absolute(), port) as local:
         typer.echo(f"Prefect UI: {local.address} (runs with --data-dir {data_dir} show up there; Ctrl-C ends it)")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -113,7 +118,7 @@ def deploy(
     data_dir: DataDir = Path("ecgfm-data"),
     pipelines: PipelinesFile = None,
     image: Annotated[
-        str | None, typer.Option("--image", help="The image with ecgfm, for a pool that runs containers.")
+        str | None, typer.Option("--image", help="The container image with ecgfm, where the pool runs containers.")
     ] = None,
     job_variable: Annotated[
         list[str] | None,
@@ -153,12 +158,18 @@ def deploy(
 def reconcile(
     data_dir: DataDir = Path("ecgfm-data"),
     api: Annotated[
-        str | None, typer.Option("--api", metavar="URL", help="The Prefect server. [default: the one that runs go to]")
+        str | None,
+        typer.Option("--api", metavar="URL", help="The Prefect server's API.", show_default="the one that runs go to"),
     ] = None,
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> None:
-    """Close on the Prefect server what dead processes left open: runs, their tasks, slots that nobody holds."""
+    """Close on the Prefect server what dead processes left open: runs, their tasks, slots that nobody holds.
+
+    Example:
+
+      ecgfm reconcile --data-dir /data/ecgfm --dry-run
+    """
     with one_line_errors(debug), _asking(_used(api or server.configured_api(data_dir.absolute()), debug)):
         from flows.reconcile import reconcile as close
 

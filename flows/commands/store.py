@@ -92,7 +92,9 @@ def show_runs(
 @app.command("stages")
 def show_stages(
     data_dir: DataDir = Path("ecgfm-data"),
-    stage: Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="Of this stage alone.")] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="STAGE", help="Of this stage alone, such as prepare.")
+    ] = None,
     unused: Annotated[bool, typer.Option("--unused", help="Just what no run uses.")] = False,
     every: All = False,
     as_json: Json = False,
@@ -134,10 +136,11 @@ def show_stages(
 def gc(
     data_dir: DataDir = Path("ecgfm-data"),
     keep_runs: Annotated[
-        int, typer.Option("--keep-runs", metavar="N", min=0, help="How many of each pipeline are kept, the newest.")
+        int, typer.Option("--keep-runs", metavar="N", min=0, help="The newest runs of each pipeline that are kept.")
     ] = housekeeping.KEEP_RUNS,
     older_than: Annotated[
-        float, typer.Option("--older-than", metavar="DAYS", min=0, help="What is younger is kept too.")
+        float,
+        typer.Option("--older-than", metavar="DAYS", min=0, help="What is younger than so many days is kept too."),
     ] = 0,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it. Without this, only say what would go.")] = False,
     every: All = False,
@@ -169,7 +172,9 @@ def show_lineage(
         Path,
         typer.Argument(metavar="FILE", help="Anything that a stage made, or a run's link to it.", show_default=False),
     ],
-    depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="Just so many stages up.")] = None,
+    depth: Annotated[
+        int | None, typer.Option("--depth", metavar="N", min=0, help="Just so many stages up.", show_default="all")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
