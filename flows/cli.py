@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ecgfm import __version__
-from flows.commands import bench, checkpoints, export, label, predict, recordings, runs, servers, store
+from flows.commands import bench, checkpoints, doctor, export, label, predict, recordings, runs, servers, store
 
 app = typer.Typer(
     name="ecgfm",
@@ -18,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (runs, store, servers, recordings, predict, export):
+for group in (runs, store, servers, recordings, predict, export, doctor):
     app.add_typer(group.app)
 app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(label.app, name="label")

@@ -5,6 +5,7 @@ Nothing here imports prefect: looking for a server must not cost the two seconds
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -48,7 +49,7 @@ def configured_api(data_dir: Path) -> str | None:
 def running_ui(data_dir: Path) -> str | None:
     """The API of the server that `ecgfm ui` runs on this data directory, if it answers."""
     facts = _facts(data_dir)
-    return str(facts["api"]) if facts and _answers(str(facts["api"])) else None
+    return str(facts["api"]) if facts and answers(str(facts["api"])) else None
 
 
 def use(api: str, data_dir: Path, debug: bool, temporary: bool = False) -> None:
@@ -190,7 +191,7 @@ def _server(home: Path, port: int, settings: Mapping[str, str], command: Sequenc
 
 def _wait_until_up(server: subprocess.Popen[bytes], api: str, log: Path) -> None:
     deadline = time.monotonic() + START_PATIENCE_S
-    while not _answers(api):
+    while not answers(api):
         if server.poll() is not None:
             raise InputError(f"the Prefect server ended with exit code {server.returncode}; see {log}")
         if time.monotonic() > deadline:
@@ -198,11 +199,12 @@ def _wait_until_up(server: subprocess.Popen[bytes], api: str, log: Path) -> None
         time.sleep(0.3)
 
 
-def _answers(api: str) -> bool:
+def answers(api: str) -> bool:
+    """Whether a server is at an address; False for what is no address, too."""
     try:
         with urllib.request.urlopen(f"{api}/health", timeout=2) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 

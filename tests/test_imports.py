@@ -179,6 +179,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saliency_page": {"checkpoints", "inference"},
     "answer_files": {*TABLES, "files"},
     "predict_commands": {"answer_files", *TABLES, "files", "drawing", "recordings", "inference", "saliency_page"},
+    "doctor": set(),  # what this machine can do
     "export": {*WORDS, "checkpoints", "export_texts", "inference", "model", "prepare", "shards", "synthetic_ecg"},
 }
 MAY_IMPORT_TORCH = {
@@ -198,6 +199,7 @@ MAY_IMPORT_TORCH = {
     "bench_training",
     "attribution",
     "inference",
+    "doctor",  # asks whether it can be imported
     "export",
 }
 
