@@ -172,10 +172,7 @@ def convert(
     Raises:
         InputError: the target is there, or labels that are not the model's, beside what `checkpoints.load` raises.
     """
-    if os.path.lexists(target):
-        raise InputError(f"{target}: is there already; name a new directory")
-    if not target.absolute().parent.is_dir():
-        raise InputError(f"{target}: no folder {target.parent} to write into; make it first")
+    check_target(target)
     chosen, _ = find(source)
     found = checkpoints.load(chosen, n_heads)
     names, of_label = _labels_of(found, labels)
@@ -194,6 +191,18 @@ def convert(
     target.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write(target, found.state, None, meta, checkpoints.seen(found))
     return checkpoints.load(target)
+
+
+def check_target(target: Path) -> None:
+    """Whether a checkpoint can be written there, before anything is fetched or read for it.
+
+    Raises:
+        InputError: something is there already, or no folder to write into.
+    """
+    if os.path.lexists(target):
+        raise InputError(f"{target}: is there already; name a new directory")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"{target}: no folder {target.parent} to write into; make it first")
 
 
 def read_labels(given: str) -> dict[str, Aggregation]:

@@ -48,7 +48,7 @@ ALL = {"defusedxml": "0.7.1", "pydicom": "3.0.1", "huggingface-hub": "1.2.0", "o
 
 def test_the_extras_are_those_of_the_package() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    collections = {"dev", "formats"}
+    collections = {"dev", "formats", "docs"}  # for work on the package, or of others
     assert {extra: list(needed) for extra, (_, needed) in EXTRAS.items()} == {
         extra: needed for extra, needed in extras.items() if extra not in collections
     }

@@ -179,6 +179,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saliency_page": {"checkpoints", "inference"},
     "answer_files": {*TABLES, "files"},
     "predict_commands": {"answer_files", *TABLES, "files", "drawing", "recordings", "inference", "saliency_page"},
+    "hub": {"ecg", "files"},
     "doctor": set(),  # what this machine can do
     "export": {*WORDS, "checkpoints", "export_texts", "inference", "model", "prepare", "shards", "synthetic_ecg"},
 }

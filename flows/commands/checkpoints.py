@@ -49,6 +49,54 @@ def show_checkpoint(
             typer.echo(line)
 
 
+@app.command("download")
+def download_checkpoint(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose weights: ecg-fm.")],
+    finetuned: Annotated[
+        bool,
+        typer.Option("--finetuned", help="The classifier of 17 findings (MIMIC-IV-ECG), not the pretrained encoder."),
+    ] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            show_default=False,
+            help="The directory to make, by default ./NAME-pretrained or ./NAME-finetuned.",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Bring published weights from the Hugging Face hub, verified, and make a checkpoint of ours of them.
+
+    About 1.1 GB each, kept in the hub's cache, from where they come the next time. HF_ENDPOINT names a mirror,
+    HF_HUB_OFFLINE=1 takes them from the cache alone, HF_HOME is where the cache lies. Wants the extra huggingface.
+
+    Examples:
+
+      ecgfm checkpoint download ecg-fm
+
+      ecgfm checkpoint download ecg-fm --finetuned --to ecg-fm-mimic
+    """
+    with one_line_errors(debug):
+        from ecgfm import checkpoint_commands, hub
+        from flows.commands.tables import size_of
+
+        weights = hub.published(name)
+        target = to or Path(f"{name}-{'finetuned' if finetuned else 'pretrained'}")
+        checkpoint_commands.check_target(target)
+        file = weights.finetuned if finetuned else weights.pretrained
+        typer.echo(f"{file} of {weights.repository}")
+        typer.echo(f"  licence  {weights.licence}")
+        typer.echo(f"  cite     {weights.citation}")
+        brought = hub.bring(weights.repository, file)
+        right = "as the hub says" if brought.verified else "which the hub does not tell"
+        typer.echo(f"  commit   {brought.commit}, {size_of(brought.n_bytes)}, SHA-256 {brought.sha256}, {right}")
+        checkpoint_commands.convert(brought.path, target, weights.labels if finetuned else None)
+        for line in checkpoint_commands.describe(checkpoint_commands.facts(target)):
+            typer.echo(line)
+
+
 @app.command("convert")
 def convert_checkpoint(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A published .pt file, or a checkpoint of ours.")],
