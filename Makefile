@@ -4,7 +4,7 @@ VENV     ?= .venv
 DATA_DIR ?= ecgfm-data
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test check install clean
+.PHONY: demo test check docs install clean
 
 demo: $(INSTALLED)  ## run the whole line on embedded synthetic ECGs; names the report it wrote
 	$(VENV)/bin/ecgfm run demo --data-dir $(DATA_DIR)
@@ -16,6 +16,9 @@ check: $(INSTALLED)  ## format, lint and types
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
+
+docs: $(INSTALLED)  ## build the documentation as a site: site/index.html, readable without a network
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 install: $(INSTALLED)
 
