@@ -72,7 +72,8 @@ def published(name: str) -> PublishedWeights:
 def bring(repository: str, file: str) -> Brought:
     """A file of a repository of the hub in the hub's own cache, from where it comes the next time.
 
-    A transfer that breaks off goes on where it was, as long as it gets any further.
+    A transfer that breaks off goes on where it was: by itself as long as it gets any further (huggingface_hub 2), or
+    when this is called again (the versions before).
 
     Raises:
         InputError: huggingface_hub is not installed; no answer, no such repository or file, or nothing in the cache
