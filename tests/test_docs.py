@@ -1,0 +1,323 @@
+"""The pages: what they tell to type is typed, and what they show is what comes.
+
+A block ```sh or ```python of a page in `RUN` is run, top to bottom, all blocks of a page in one folder; a ```text block
+right after it is what it printed. Comments before a block say what to do with it:
+
+    <!-- skip: REASON -->              not run; its `ecgfm` commands are parsed as those of every page
+    <!-- file: NAME -->                written as a file of that name
+    <!-- stable -->                    of a ```text block: exactly what was printed
+    <!-- stable: beginning -->         how it begins
+    <!-- stable: but for numbers -->   every number may be another
+    <!-- shared rules: MODULE BUILDER -->  tests/test_sources.py is run over that source
+
+Pages are run with a pipelines.yaml of `small_pipelines` in the folder, which `ecgfm` takes before its own: a
+smaller network, a quicker evaluation. The commands are those of the page, to the letter.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_demo
+import typer
+import yaml
+from typer.main import get_command
+
+from flows.cli import app
+from flows.commands.options import PIPELINES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+RUN = ("index", "quickstart", "own-data", "from-ecg-fm", "adding-a-source", "glossary")
+AFTER = {"own-data": "quickstart", "from-ecg-fm": "quickstart"}  # page -> the page in whose folder it goes on
+
+_FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"<!-- ([\w ]+?)(?:: ([^>]*?))? -->")
+_NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, what the comments before it say, and the line where it begins."""
+
+    language: str
+    text: str
+    marks: dict[str, str]
+    line: int
+    follows: bool  # nothing but comments stands between it and the block before
+
+
+def blocks(markdown: str) -> list[Block]:
+    found, end = [], 0
+    for match in _FENCE.finditer(markdown):
+        between = markdown[end : match.start()]
+        near = between.rpartition("\n\n")[2] if "\n\n" in between.strip("\n") else between
+        marks = {name: value or "" for name, value in _COMMENT.findall(near)}
+        follows = not _COMMENT.sub("", between).strip()
+        line = markdown.count("\n", 0, match.start()) + 1
+        found.append(Block(match["language"], match["text"], marks, line, follows))
+        end = match.end()
+    return found
+
+
+def page(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+# ---- running the pages
+
+
+def small_pipelines() -> dict[str, Any]:
+    """Our own pipelines, with a `demo` that takes seconds."""
+    small = yaml.safe_load(small_demo.PIPELINES)["small"]
+    pipelines: dict[str, Any] = yaml.safe_load(PIPELINES.read_text())
+    demo = pipelines["demo"]
+    demo["prepare"] = {"workers": 1}
+    demo["pretrain"] = small["pretrain"]
+    demo["finetune"] |= {"device": "cpu"}
+    demo["evaluate"] = {
+        **{"bootstrap_samples": 20, "supervised_epochs": 1, "lead_subsets": False},
+        **{"drawn_records": 1, "device": "cpu"},
+    }
+    return pipelines
+
+
+def run_page(name: str, folder: Path) -> None:
+    """Run the blocks of a page, and compare what they print with what the page shows."""
+    environment = small_demo.environment() | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "MPLCONFIGDIR": str(folder / ".matplotlib"),
+        "LC_ALL": "C",  # the order of ls
+    }
+    printed = None
+    for block in blocks(page(name)):
+        where = f"docs/{name}.md:{block.line}"
+        if "skip" in block.marks:
+            printed = None
+        elif "file" in block.marks:
+            (folder / block.marks["file"]).write_text(block.text, encoding="utf-8")
+        elif block.language in ("sh", "python"):
+            words = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
+            done = subprocess.run(
+                [*words, block.text],
+                check=False,
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=200,
+            )
+            assert done.returncode == 0, f"{where}\n{done.stdout}\n{done.stderr}"
+            printed = done.stdout
+        elif block.language == "text" and "stable" in block.marks:
+            assert block.follows, f"{where}: which block printed this?"
+            assert printed is not None, f"{where}: the block before it was not run"
+            compare(block.text, printed, block.marks["stable"], where)
+
+
+def compare(shown: str, printed: str, how: str, where: str) -> None:
+    """What a page shows against what was printed."""
+    if how == "beginning":
+        printed = "".join(printed.splitlines(keepends=True)[: shown.count("\n")])
+    elif how == "but for numbers":
+        shown, printed = _NUMBER.sub("0", shown), _NUMBER.sub("0", printed)
+    else:
+        assert how == "", f"{where}: stable: {how}?"
+    assert printed == shown, where
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Page -> the folder in which it was run, for the pages that others go on from."""
+    ran = {}
+    for name in sorted(set(AFTER.values())):
+        ran[name] = folder = tmp_path_factory.mktemp(name)
+        (folder / "pipelines.yaml").write_text(yaml.safe_dump(small_pipelines(), sort_keys=False))
+        run_page(name, folder)
+    return ran
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_what_a_page_tells_to_do_does_what_it_shows(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    assert any(block.language in ("sh", "python") for block in blocks(page(name))) or name in ("index", "glossary")
+    if name in folders:  # it ran
+        return
+    if name in AFTER:
+        tmp_path = tmp_path / "copy"
+        shutil.copytree(folders[AFTER[name]], tmp_path, symlinks=True)
+    run_page(name, tmp_path)
+
+
+def test_a_block_that_fails_or_prints_something_else_is_found(tmp_path: Path) -> None:
+    for shown, printed, how in (
+        ("a 1\n", "a 2\n", ""),
+        ("a\n", "b\na\n", "beginning"),
+        ("a 1\n", "b 2\n", "but for numbers"),
+    ):
+        with pytest.raises(AssertionError):
+            compare(shown, printed, how, "here")
+    compare("a 1.5 s\n", "a 1,234 s\n", "but for numbers", "here")
+    compare("a\n", "a\nb\n", "beginning", "here")
+    text = (
+        "x\n\n<!-- skip: far -->\n```sh\nfalse\n```\n\n<!-- stable -->\n```text\nno\n```\n\nword\n\n```text\nyes\n```\n"
+    )
+    assert [(b.language, b.marks, b.line, b.follows) for b in blocks(text)] == [
+        ("sh", {"skip": "far"}, 4, False),
+        ("text", {"stable": ""}, 9, True),
+        ("text", {}, 15, False),
+    ]
+
+
+def test_a_block_that_is_not_run_says_why() -> None:
+    skipped = [block for name in RUN for block in blocks(page(name)) if "skip" in block.marks]
+    assert skipped
+    assert all(len(block.marks["skip"]) > 10 for block in skipped)
+
+
+def test_the_source_that_is_shown_passes_the_rules_of_every_source(tmp_path: Path) -> None:
+    written = {block.marks["file"]: block for block in blocks(page("adding-a-source")) if "file" in block.marks}
+    (rules,) = (
+        block.marks["shared rules"] for block in blocks(page("adding-a-source")) if "shared rules" in block.marks
+    )
+    module, builder = (Path(file).stem for file in rules.split())
+    for file, block in written.items():
+        (tmp_path / file).write_text(block.text, encoding="utf-8")
+    (tmp_path / "made_known.py").write_text(
+        f"import {module}\nfrom ecgfm.sources import SOURCES\nSOURCES[{module}.NAME] = {module}\n"
+        f"import test_sources\nfrom {builder} import build_{module}\n"
+        f"test_sources.BUILDERS[{module}.NAME] = build_{module}\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests")])}
+    words = ["-m", "pytest", "-p", "made_known", "-p", "no:cacheprovider", "tests/test_sources.py", "-k", module]
+    done = subprocess.run(
+        [sys.executable, *words], check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed
+    assert int(passed[1]) >= 8, done.stdout
+
+
+# ---- every page
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The words of each `ecgfm` command of a block, comments and what only a shell knows left out."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|;(?=\s)|\|(?=\s)", line.strip()):
+            alone = re.sub(r"^(\s*(do|then|sudo|nohup|nice)\s+)+|^(\w+=\S*\s+)+", "", part.strip())
+            words = shlex.split(alone, comments=True) if alone.startswith("ecgfm ") else []
+            if words:
+                yield [word for word in words[1:] if word not in ("...", "&")]
+
+
+def told() -> Iterator[tuple[str, list[str]]]:
+    """Where and what: every `ecgfm` command in a block of the pages and the README."""
+    for path in (*PAGES, ROOT / "README.md"):
+        for block in blocks(path.read_text(encoding="utf-8")):
+            if block.language in ("sh", "bash", "console", ""):
+                yield from ((f"{path.name}:{block.line}", words) for words in commands(block))
+
+
+def check_command(words: list[str]) -> None:
+    """The command is there, and so is every option.
+
+    Raises:
+        AssertionError: one is not.
+    """
+    command, context = get_command(app), typer.Context(get_command(app), info_name="ecgfm")
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        name = words[0] if words[0] in command.commands else "table"  # `ecgfm label reports.csv`
+        assert name in command.commands, f"ecgfm has no command {words[0]!r}"
+        words = words[1:] if name == words[0] else words
+        command = command.commands[name]
+        context = typer.Context(command, info_name=name, parent=context)
+    known = {option for parameter in command.get_params(context) for option in parameter.opts}
+    asked = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    assert asked <= known, f"ecgfm {context.info_name} has no {', '.join(sorted(asked - known))}"
+
+
+def test_every_command_of_the_pages_is_one() -> None:
+    found = list(told())
+    assert len(found) > 60
+    wrong = []
+    for where, words in found:
+        try:
+            check_command(words)
+        except AssertionError as error:
+            wrong.append(f"{where}: ecgfm {shlex.join(words)}: {str(error).splitlines()[0]}")
+    assert not wrong, "\n".join(wrong)
+    for words in (["ruin", "demo"], ["run", "demo", "--nothing"], ["checkpoint", "shew"]):
+        with pytest.raises(AssertionError):
+            check_command(words)
+
+
+def test_every_link_and_picture_is_there() -> None:
+    links = 0
+    for path in (*PAGES, ROOT / "README.md"):
+        text = _FENCE.sub("", path.read_text(encoding="utf-8"))
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if re.match(r"[a-z]+:", target):
+                continue
+            file, _, anchor = target.partition("#")
+            linked = (path.parent / file) if file else path
+            assert linked.exists(), f"{path.name}: {target}"
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
+                assert anchor in slugs, f"{path.name}: {target}"
+            links += 1
+    assert links > 50
+
+
+def test_every_page_is_in_the_navigation_and_the_site_builds(tmp_path: Path) -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert {path.name for path in PAGES} == set(re.findall(r"\b([\w-]+\.md)$", text, re.MULTILINE))
+    pytest.importorskip("material", reason="the site needs mkdocs-material: pip install 'ecgfm[docs]'")
+    words = ["-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run([sys.executable, *words], check=False, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = (tmp_path / "site" / "quickstart.html").read_text(encoding="utf-8")
+    fetched = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?://[^"]+)"', built)
+    assert not fetched, "the site is read without a network"
+
+
+# ---- help
+
+
+def all_commands(command: Any, context: typer.Context) -> Iterator[tuple[str, Any, typer.Context]]:
+    for name, below in getattr(command, "commands", {}).items():
+        of_it = typer.Context(below, info_name=name, parent=context)
+        if hasattr(below, "commands"):
+            yield from all_commands(below, of_it)
+        else:
+            yield of_it.command_path, below, of_it
+
+
+def test_every_command_has_an_example_that_parses_and_every_option_a_word() -> None:
+    root = get_command(app)
+    found = list(all_commands(root, typer.Context(root, info_name="ecgfm")))
+    assert len(found) > 20
+    for path, command, context in found:
+        lines = [line.strip() for line in (command.help or "").splitlines()]
+        examples = [line for line in lines if line.startswith("ecgfm ")]
+        assert examples, f"{path}: no example"
+        for example in examples:
+            check_command(shlex.split(example)[1:])
+        for parameter in command.get_params(context):
+            assert parameter.help, f"{path}: {parameter.opts} says nothing"
+            assert "[default" not in parameter.help, (
+                f"{path}: {parameter.opts}: rich takes [...] for markup: show_default"
+            )
