@@ -87,8 +87,8 @@ def small_pipelines() -> dict[str, Any]:
     demo["pretrain"] = small["pretrain"]
     demo["finetune"] |= {"device": "cpu"}
     demo["evaluate"] = {
-        **{"bootstrap_samples": 20, "supervised_epochs": 1, "lead_subsets": False},
-        **{"drawn_records": 1, "device": "cpu"},
+        **{"bootstrap_samples": 20, "lead_subsets": False, "probe_random_encoder": False},
+        **{"drawn_records": 0, "supervised_baseline": False, "device": "cpu"},
     }
     return pipelines
 
