@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from ecgfm import checkpoints
 from ecgfm.assessment import ScoredRecords, as_json, assess
 from ecgfm.baselines import Shot, few_shot, knn
 from ecgfm.between_sources import BetweenSources, Records, leave_one_out, origins, transfer_thresholds
-from ecgfm.cards import DataFacts, ModelFacts, cards
 from ecgfm.config import EvaluateConfig
 from ecgfm.confusion import ConfusedPair, ConfusionMatrix, confused_pairs, confusion_matrix
 from ecgfm.contracts import read_table, read_tables, write_table
@@ -25,7 +25,15 @@ from ecgfm.data import Shards
 from ecgfm.drawing import draw_panels
 from ecgfm.embedding_map import MAP_RECORDS, EmbeddingMap, embedding_map
 from ecgfm.evaluate_values import evaluate_values
-from ecgfm.evaluated import embed, embedding_table, encoders_of, open_evaluated, records_and_quality, sample
+from ecgfm.evaluated import (
+    embed,
+    embedding_table,
+    encoders_of,
+    open_evaluated,
+    records_and_quality,
+    sample,
+    write_report,
+)
 from ecgfm.expected import beside
 from ecgfm.html_report import DIFFERENCES, MODELS, Report, curve_panels, render
 from ecgfm.label_space import LabelSpace
@@ -161,7 +169,10 @@ def evaluate(inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> di
         between=_between(inputs, some, some_embeddings["pretrained"], predictions, space, draws),
     )
     trainings = (report.pretraining, report.finetuning)
-    _write(report, probes, read_card_facts(inputs, finetuned, pretrained, space, trainings), out)
+    card_facts = read_card_facts(inputs, finetuned, pretrained, space, trainings)
+    write_report(_metrics(report, probes), card_facts, partial(render, report), summary(report), out)
+    if panels := curve_panels(report, roc=True):
+        (out / "roc.svg").write_text(draw_panels(panels, panel_inches=(2.5, 2.5)), encoding="utf-8")
     shards.close()
     return {
         "labels": len(space.labels),
@@ -284,9 +295,9 @@ def _map(embeddings: Mapping[str, np.ndarray], test: ScoredRecords, seed: int) -
     return embedding_map(embeddings, test.truth, test.labels, origins, MAP_RECORDS, seed)
 
 
-def _write(report: Report, probes: Mapping[str, Probe], card_facts: tuple[ModelFacts, DataFacts], out: Path) -> None:
-    """The report, its numbers as JSON, and the cards."""
-    values = {
+def _metrics(report: Report, probes: Mapping[str, Probe]) -> dict[str, Any]:
+    """The numbers of the report."""
+    return {
         "split": "test",
         "leakage": report.leak or None,
         "training_is_known": report.training_is_known,
@@ -307,12 +318,3 @@ def _write(report: Report, probes: Mapping[str, Probe], card_facts: tuple[ModelF
         "cohort": asdict(report.cohort),
         "dropped": dict(report.dropped),
     }
-    metrics = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    (out / "metrics.json").write_text(metrics, encoding="utf-8")
-    files = cards(*card_facts, values)
-    for name, (_, content) in files.items():
-        (out / name).write_text(content, encoding="utf-8")
-    (out / "report.html").write_text(render(report, files), encoding="utf-8")
-    (out / "summary.md").write_text(summary(report), encoding="utf-8")
-    if panels := curve_panels(report, roc=True):
-        (out / "roc.svg").write_text(draw_panels(panels, panel_inches=(2.5, 2.5)), encoding="utf-8")

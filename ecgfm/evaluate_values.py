@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 
 from ecgfm import checkpoints
 from ecgfm.assessment import as_json
-from ecgfm.cards import DataFacts, ModelFacts, cards
 from ecgfm.config import EvaluateConfig
 from ecgfm.contracts import write_table
-from ecgfm.evaluated import Evaluated, embed, embedding_table, encoders_of, records_and_quality, sample
+from ecgfm.evaluated import Evaluated, embed, embedding_table, encoders_of, records_and_quality, sample, write_report
 from ecgfm.model import Classifier
 from ecgfm.predict import record_values, segment_outputs
 from ecgfm.regression import BOOTSTRAP_RULE, compare_values, neighbour_means, ridge_probe, score_value_parts, train_mean
@@ -91,8 +91,8 @@ def evaluate_values(subject: Evaluated, inputs: Mapping[str, Any], config: Evalu
         finetuning=read_finetuning(inputs["finetune"], subject.finetuned),
     )
     trainings = (report.pretraining, report.finetuning)
-    _write(report, read_card_facts(inputs, subject.finetuned, subject.pretrained, space, trainings), out)
-    (out / "summary.md").write_text(summary(report), encoding="utf-8")
+    card_facts = read_card_facts(inputs, subject.finetuned, subject.pretrained, space, trainings)
+    write_report(_metrics(report), card_facts, partial(render, report), summary(report), out)
     shards.close()
     return {
         "labels": len(space.labels),
@@ -120,9 +120,9 @@ def _predict(
     return values, pl.concat(tables)
 
 
-def _write(report: ValuesReport, card_facts: tuple[ModelFacts, DataFacts], out: Path) -> None:
-    """The report, its numbers as JSON, and the cards."""
-    values = {
+def _metrics(report: ValuesReport) -> dict[str, Any]:
+    """The numbers of the report."""
+    return {
         "task": "regression",
         "split": "test",
         "leakage": report.leak or None,
@@ -136,9 +136,3 @@ def _write(report: ValuesReport, card_facts: tuple[ModelFacts, DataFacts], out: 
         "cohort": as_json(report.cohort),
         "dropped": dict(report.dropped),
     }
-    metrics = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    (out / "metrics.json").write_text(metrics, encoding="utf-8")
-    files = cards(*card_facts, values)
-    for name, (_, content) in files.items():
-        (out / name).write_text(content, encoding="utf-8")
-    (out / "report.html").write_text(render(report, files), encoding="utf-8")

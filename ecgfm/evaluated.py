@@ -1,12 +1,12 @@
-"""What every evaluation begins with, whatever the task: the models, the labelled splits, embeddings, and whether the
-models know the test split.
-"""
+"""What every evaluation begins and ends with, whatever the task: the models, the labelled splits, embeddings,
+whether the models know the test split; the files that say what came out."""
 
 from __future__ import annotations
 
 import functools
+import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import polars as pl
 import torch
 
 from ecgfm import checkpoints, leakage
+from ecgfm.cards import DataFacts, ModelFacts, cards
 from ecgfm.checkpoints import Checkpoint
 from ecgfm.config import EvaluateConfig
 from ecgfm.contracts import read_table, read_tables
@@ -137,3 +138,23 @@ def _checkpoint(path: Path | None, directory: Path, kind: checkpoints.Kind, shar
     if path is None:
         raise InputError(f"{directory}: holds no checkpoint to evaluate; train first")
     return checkpoint_for(path, kind, shards)
+
+
+def write_report(
+    metrics: Mapping[str, Any],
+    card_facts: tuple[ModelFacts, DataFacts],
+    page: Callable[[Mapping[str, tuple[str, str]]], str],
+    summary: str,
+    out: Path,
+) -> None:
+    """Write `metrics.json`, the cards, `report.html` and `summary.md`.
+
+    page: the report, from the cards: file name -> (title, content)
+    """
+    text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    (out / "metrics.json").write_text(text, encoding="utf-8")
+    files = cards(*card_facts, metrics)
+    for name, (_, content) in files.items():
+        (out / name).write_text(content, encoding="utf-8")
+    (out / "report.html").write_text(page(files), encoding="utf-8")
+    (out / "summary.md").write_text(summary, encoding="utf-8")

@@ -197,6 +197,7 @@ def render(report: Report, files: Mapping[str, tuple[str, str]]) -> str:
         script=Markup(SORT_SCRIPT),
         cost_mark=Markup(COST_MARK),
         files=files,
+        subject=_counted(len(report.labels), "finding"),
         diagrams=_diagrams(report),
         models={key: name for key, name in MODELS.items() if key in scores},
         differences={" - ".join(pair): name for pair, name in DIFFERENCES.items() if set(pair) <= set(scores)},

@@ -199,9 +199,7 @@ MACROS = """\
 {%- endmacro -%}
 """
 
-TEMPLATE = (
-    MACROS
-    + """\
+OPENING = """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -217,7 +215,7 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-sr
 <main>
 <header>
 <h1>ECG foundation model: evaluation</h1>
-<div class="quiet">{{ r.cohort.listed.keys() | join(", ") }} · {{ r.labels | length | counted("finding") }} ·
+<div class="quiet">{{ r.cohort.listed.keys() | join(", ") }} · {{ subject }} ·
 {{ finetuned.n_records | counted("test record") }}</div>
 </header>
 
@@ -231,6 +229,73 @@ recordings that it does not know.</p>
 checked.</p>
 {%- endif %}
 <p class="lead">{{ summary }}</p>
+"""
+"""Up to the headline. Filled in: r, style, subject (what is predicted, in words), finetuned, summary."""
+
+SPLITS = """\
+<div class="wide"><table>
+<thead><tr><th>Split</th><th>records</th><th>patients</th><th>segments</th><th>pairs for pretraining</th>
+<th>labelled records</th><th>labelled segments</th></tr></thead>
+<tbody>
+{%- for split, c in r.cohort.splits.items() %}
+<tr><td>{{ split }}</td><td>{{ c.records | count }}</td>
+<td>{{ (c.known_patients | count) if c.known_patients else "unknown" }}</td>
+<td>{{ c.segments | count }}</td><td>{{ "none" if c.pairs is none else c.pairs | count }}</td>
+<td>{{ c.labelled_records | count }}</td><td>{{ c.labelled_segments | count }}</td></tr>
+{%- endfor %}
+</tbody></table></div>
+"""
+
+CURVES = """\
+<section>
+<h2>Training</h2>
+{%- for training in trainings %}
+<h3>{{ training.name }}</h3>
+<figure>{{ training.figure }}<figcaption>{{ training.caption }}</figcaption></figure>
+{%- endfor %}
+</section>
+
+"""
+
+TRAINED = """\
+<section>
+<h2>What was trained</h2>
+{%- for training in trainings %}
+<h3>{{ training.name }}</h3>
+<div class="wide"><table><tbody>
+{%- for name, value in training.facts %}<tr><td class="quiet">{{ name }}</td><td class="words">{{ value
+}}</td></tr>{% endfor %}
+</tbody></table></div>
+<dl class="config">
+{%- for name, value in training.config %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}
+</dl>
+{%- endfor %}
+"""
+"""Left open, for what is said of baselines."""
+
+LIMITS = """\
+<section>
+<h2>How to read this, and its limits</h2>
+<ul>
+<li><strong>Not a medical device.</strong> This page describes a model under development. Nothing here may guide the
+care
+of a patient.</li>
+"""
+"""A list, left open."""
+
+CLOSING = """\
+</ul>
+</section>
+</main>
+<script>{{ script }}</script>
+</body>
+</html>
+"""
+
+TEMPLATE = (
+    MACROS
+    + OPENING
+    + """\
 <div class="wide"><table>
 <thead><tr><th>On the {{ finetuned.n_records | counted("test record") }}</th><th>macro AUROC</th>
 <th><div class="scale"><span>0</span><span>0.5</span><span>1</span></div></th><th>macro AUPRC</th>
@@ -260,18 +325,9 @@ checked.</p>
 {%- for one in diagrams[1:] %}<figure class="cohort">{{ one }}</figure>{% endfor %}
 </details>
 {%- endif %}
-<div class="wide"><table>
-<thead><tr><th>Split</th><th>records</th><th>patients</th><th>segments</th><th>pairs for
-pretraining</th>
-<th>labelled records</th><th>labelled segments</th></tr></thead>
-<tbody>
-{%- for split, c in r.cohort.splits.items() %}
-<tr><td>{{ split }}</td><td>{{ c.records | count }}</td>
-<td>{{ (c.known_patients | count) if c.known_patients else "unknown" }}</td>
-<td>{{ c.segments | count }}</td><td>{{ "none" if c.pairs is none else c.pairs | count }}</td>
-<td>{{ c.labelled_records | count }}</td><td>{{ c.labelled_segments | count }}</td></tr>
-{%- endfor %}
-</tbody></table></div>
+"""
+    + SPLITS
+    + """\
 <p class="note">Every listed record is prepared or rejected, and every prepared one is in one split or left out, each
 with
 its reason: {{ n_listed | count }} = {{ n_prepared | count }} + {{ n_rejected | count }};
@@ -341,14 +397,9 @@ is chance:
 the share of records with the finding.</figcaption></figure>
 </section>
 
-<section>
-<h2>Training</h2>
-{%- for training in trainings %}
-<h3>{{ training.name }}</h3>
-<figure>{{ training.figure }}<figcaption>{{ training.caption }}</figcaption></figure>
-{%- endfor %}
-</section>
-
+"""
+    + CURVES
+    + """\
 {%- if ecgs %}
 <section>
 <h2>{{ ecgs | length | counted("ECG") | capitalize_first }} of the test split, with saliency</h2>
@@ -374,18 +425,9 @@ is drawn about its median.</p>
 </section>
 {%- endif %}
 
-<section>
-<h2>What was trained</h2>
-{%- for training in trainings %}
-<h3>{{ training.name }}</h3>
-<div class="wide"><table><tbody>
-{%- for name, value in training.facts %}<tr><td class="quiet">{{ name }}</td><td class="words">{{ value
-}}</td></tr>{% endfor %}
-</tbody></table></div>
-<dl class="config">
-{%- for name, value in training.config %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}
-</dl>
-{%- endfor %}
+"""
+    + TRAINED
+    + """\
 <h3>Linear probes</h3>
 <p>Logistic regression per finding on the standardised mean embedding of each record, the encoder frozen; the L2
 penalty is
@@ -408,12 +450,9 @@ chosen by macro AUPRC on the valid split
 {%- endif %}
 </section>
 
-<section>
-<h2>How to read this, and its limits</h2>
-<ul>
-<li><strong>Not a medical device.</strong> This page describes a model under development. Nothing here may guide the
-care
-of a patient.</li>
+"""
+    + LIMITS
+    + """\
 <li><strong>AUROC</strong> is the chance that a record with the finding gets a higher probability than one without.
 <strong>AUPRC</strong> (average precision) is the mean positive predictive value over all sensitivities; it depends
 on how
@@ -430,13 +469,8 @@ They hold where the finding is as common as there: read them as risks no further
 <li><strong>A record's probability</strong> is the mean over its segments, or the maximum where a finding can be in
 one
 segment alone (marked in the table).</li>
-</ul>
-</section>
-</main>
-<script>{{ script }}</script>
-</body>
-</html>
 """
+    + CLOSING
 )
 
 

@@ -19,7 +19,7 @@ from ecgfm.label_space import Label
 from ecgfm.metrics import Estimate
 from ecgfm.regression import ModelScores, PartValues, ValueDifference, ValueScores
 from ecgfm.report_pictures import panel_pictures
-from ecgfm.report_template import COST_MARK, MACROS, SORT_SCRIPT, STYLE, svg_image
+from ecgfm.report_template import COST_MARK, SORT_SCRIPT, STYLE, svg_image
 from ecgfm.values_template import TEMPLATE
 
 MODELS = {
@@ -91,14 +91,14 @@ def render(report: ValuesReport, files: Mapping[str, tuple[str, str]]) -> str:
     n_listed, n_rejected, n_excluded = (
         sum(counts.values()) for counts in (cohort.listed, cohort.rejected, cohort.excluded)
     )
-    return environment.from_string(MACROS + TEMPLATE).render(
+    return environment.from_string(TEMPLATE).render(
         r=report,
         style=Markup(STYLE),
         script=Markup(SORT_SCRIPT),
         cost_mark=Markup(COST_MARK),
         files=files,
         finetuned=report.scores["finetuned"],
-        names=[_with_unit(label.name, label.unit) for label in report.labels],
+        subject="; ".join(_with_unit(label.name, label.unit) for label in report.labels),
         confidence=f"{100 * report.confidence:g} %",
         summary=_summary(report),
         comparison=_comparison(report),

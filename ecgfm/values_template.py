@@ -1,36 +1,12 @@
 """How the report on numbers looks. A module for the same reason as report_template.py; `values_report.render` fills it
 in."""
 
-TEMPLATE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>ECG model evaluation: {{ r.cohort.listed.keys() | join(", ") }}</title>
-<link rel="icon" href="data:,">
-<style>{{ style }}</style>
-</head>
-<body>
-<main>
-<header>
-<h1>ECG foundation model: evaluation</h1>
-<div class="quiet">{{ r.cohort.listed.keys() | join(", ") }} · {{ names | join("; ") }} ·
-{{ finetuned.n_records | counted("test record") }}</div>
-</header>
+from ecgfm.report_template import CLOSING, CURVES, LIMITS, MACROS, OPENING, SPLITS, TRAINED
 
-<section>
-{%- if r.leak %}
-<p class="leak"><strong>The model knows the test split:</strong> {{ r.leak }}. These numbers are better than on
-recordings that it does not know.</p>
-{%- endif %}
-{%- if not r.training_is_known %}
-<p class="caution">What the encoder was trained on is not known: whether it has seen these records cannot be
-checked.</p>
-{%- endif %}
-<p class="lead">{{ summary }}</p>
+TEMPLATE = (
+    MACROS
+    + OPENING
+    + """\
 {%- for table in tables %}
 <div class="wide"><table>
 <thead><tr><th style="min-width: 15em">{{ table.name }}, {{ table.n | counted("record") }}</th>
@@ -96,17 +72,9 @@ compare parts by their errors.</p>
 <section>
 <h2>Records in and out</h2>
 <figure class="cohort">{{ diagram }}</figure>
-<div class="wide"><table>
-<thead><tr><th>Split</th><th>records</th><th>patients</th><th>segments</th><th>pairs for pretraining</th>
-<th>labelled records</th><th>labelled segments</th></tr></thead>
-<tbody>
-{%- for split, c in r.cohort.splits.items() %}
-<tr><td>{{ split }}</td><td>{{ c.records | count }}</td>
-<td>{{ (c.known_patients | count) if c.known_patients else "unknown" }}</td>
-<td>{{ c.segments | count }}</td><td>{{ "none" if c.pairs is none else c.pairs | count }}</td>
-<td>{{ c.labelled_records | count }}</td><td>{{ c.labelled_segments | count }}</td></tr>
-{%- endfor %}
-</tbody></table></div>
+"""
+    + SPLITS
+    + """\
 <p class="note">{{ n_listed | count }} listed = {{ n_prepared | count }} prepared + {{ n_rejected | count }} rejected
 {%- if n_rejected %} ({{ reasons(r.cohort.rejected) }}){% endif %};
 {{ n_prepared | count }} prepared = {{ n_split | count }} in a split + {{ n_excluded | count }} left out
@@ -125,26 +93,10 @@ compare parts by their errors.</p>
 {%- endif %}
 </section>
 
-<section>
-<h2>Training</h2>
-{%- for training in trainings %}
-<h3>{{ training.name }}</h3>
-<figure>{{ training.figure }}<figcaption>{{ training.caption }}</figcaption></figure>
-{%- endfor %}
-</section>
-
-<section>
-<h2>What was trained</h2>
-{%- for training in trainings %}
-<h3>{{ training.name }}</h3>
-<div class="wide"><table><tbody>
-{%- for name, value in training.facts %}<tr><td class="quiet">{{ name }}</td><td class="words">{{ value
-}}</td></tr>{% endfor %}
-</tbody></table></div>
-<dl class="config">
-{%- for name, value in training.config %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}
-</dl>
-{%- endfor %}
+"""
+    + CURVES
+    + TRAINED
+    + """\
 <h3>Baselines</h3>
 <p>{{ baselines }}</p>
 </section>
@@ -153,12 +105,9 @@ compare parts by their errors.</p>
 
 {{ cards(files) }}
 
-<section>
-<h2>How to read this, and its limits</h2>
-<ul>
-<li><strong>Not a medical device.</strong> This page describes a model under development. Nothing here may guide the
-care
-of a patient.</li>
+"""
+    + LIMITS
+    + """\
 <li><strong>The mean absolute error</strong> is in the label's own unit: how far off a prediction is on average. The
 root
 mean squared error counts large errors more.</li>
@@ -171,10 +120,6 @@ show it.</li>
 they
 do not cover another training run, another hospital, or errors in the labels.</li>
 <li><strong>A record's number</strong> is the mean over its segments.</li>
-</ul>
-</section>
-</main>
-<script>{{ script }}</script>
-</body>
-</html>
 """
+    + CLOSING
+)

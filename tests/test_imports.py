@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report_template": set(),
     "export_texts": {*WORDS, "cards"},
     "regression": {*RECORDS, "metrics", "significance", "subgroups"},
-    "values_template": set(),
+    "values_template": {"report_template"},
     "values_report": {
         *RECORDS,
         *("metrics", "label_space", "regression", "cohort", "drawing", "html_report", "report_pictures"),
@@ -156,7 +156,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *TRAINING - {"training"},
         *("splits", "attribution", "cards", "drawing", "html_report", "small_network"),
     },
-    "evaluated": {*TRAINING - {"training"}, "splits"},
+    "evaluated": {*TRAINING - {"training"}, "splits", "cards"},
     "evaluate_values": {
         *TRAINING - {"training"},
         *("evaluated", "splits", "subgroups", "assessment", "cards", "regression", "report_contents"),
