@@ -14,8 +14,7 @@ from ecgfm.calibration import Calibration
 from ecgfm.drawing import Panel, Series
 from ecgfm.report_pictures import panel_pictures
 from ecgfm.report_template import MACROS
-
-ALPHA = 0.05  # a corrected p below this is called a difference
+from ecgfm.significance import ALPHA
 
 SECTIONS = (
     MACROS

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ecgfm import transfer_page
 from ecgfm.assessment import Assessment
-from ecgfm.assessment_page import ALPHA, sections, shown_p
+from ecgfm.assessment_page import sections, shown_p
 from ecgfm.baselines import Shot
 from ecgfm.between_sources import BetweenSources
 from ecgfm.cohort import cohort_svg
@@ -30,6 +30,7 @@ from ecgfm.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
 from ecgfm.multiclass import most_probable
 from ecgfm.report_pictures import panel_pictures
 from ecgfm.report_template import COST_MARK, SORT_SCRIPT, STYLE, TEMPLATE, svg_image
+from ecgfm.significance import ALPHA
 
 MODELS = {
     "finetuned": "Finetuned model",

@@ -26,7 +26,7 @@ from ecgfm.metrics import (
 
 Measure = Literal["auroc", "auprc"]
 MEASURES: tuple[Measure, ...] = ("auroc", "auprc")
-MACRO = "macro"
+ALPHA = 0.05  # a corrected p below this is called a difference
 
 
 @dataclass(frozen=True)

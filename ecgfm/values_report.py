@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from ecgfm.assessment_page import shown_p
 from ecgfm.cohort import cohort_svg
 from ecgfm.drawing import Panel, Series
 from ecgfm.html_report import FEW_PATIENTS, MINUS, NONE, Cohort, Training, flatten, training_panels
@@ -20,6 +21,7 @@ from ecgfm.metrics import Estimate
 from ecgfm.regression import ModelScores, PartValues, ValueDifference, ValueScores
 from ecgfm.report_pictures import panel_pictures
 from ecgfm.report_template import COST_MARK, SORT_SCRIPT, STYLE, svg_image
+from ecgfm.significance import ALPHA
 from ecgfm.values_template import TEMPLATE
 
 MODELS = {
@@ -85,7 +87,7 @@ def render(report: ValuesReport, files: Mapping[str, tuple[str, str]]) -> str:
         "interval": _interval,
         "percent": lambda value: f"{100 * value:.1f}%",
         "words": lambda name: str(name).replace("_", " "),
-        "p": lambda p: NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+        "p": shown_p,
     }
     cohort = report.cohort
     n_listed, n_rejected, n_excluded = (
@@ -165,7 +167,7 @@ def _whose(report: ValuesReport) -> str:
 
 
 def _comparison(report: ValuesReport) -> list[str]:
-    """Whether the test split can tell the models apart, label by label."""
+    """Whether the test split can tell the models apart, label by label, by p values corrected for their number."""
     subjects = {
         ("finetuned", "probe"): ("the finetuned model", "the ridge probe"),
         ("finetuned", "train_mean"): ("the finetuned model", "the train split's mean"),
@@ -175,15 +177,15 @@ def _comparison(report: ValuesReport) -> list[str]:
     for one in report.differences:
         subject, other = subjects[one.first, one.second]
         error = one.mean_absolute_error
-        if error is None or error.low is None or error.high is None:
+        if error is None or error.low is None or one.p_holm is None:
             continue
-        if error.high < 0 or error.low > 0:
-            verdict = f"{subject} is {'closer' if error.high < 0 else 'further off'} than {other}"
+        if one.p_holm < ALPHA:
+            verdict = f"{subject} is {'closer' if error.value < 0 else 'further off'} than {other}"
         else:
             verdict = f"these records do not tell {subject} from {other}"
         told.setdefault(one.label, []).append(
             f"{verdict} (difference of the mean absolute errors {shown(error.value, signed=True)}, interval "
-            f"{_interval(error, signed=True)})"
+            f"{_interval(error, signed=True)}, corrected p {shown_p(one.p_holm)})"
         )
     return [f"{label[:1].upper()}{label[1:]}: {'; '.join(sentences)}." for label, sentences in told.items()]
 

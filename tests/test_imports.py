@@ -77,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "values_report": {
         *RECORDS,
         *("metrics", "label_space", "regression", "cohort", "drawing", "html_report", "report_pictures"),
-        *("report_template", "values_template"),
+        *("assessment_page", "report_template", "significance", "values_template"),
     },
     "leakage": TABLES,
     "subgroups": {*TABLES, "metrics"},
@@ -92,13 +92,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "expected": {*WORDS, "metrics", "report_template"},
     "assessment_page": {
         *TABLES,
-        "metrics",
-        "calibration",
-        "baselines",
-        "assessment",
-        "drawing",
-        "report_pictures",
-        "report_template",
+        *("metrics", "calibration", "baselines", "assessment", "significance"),
+        *("drawing", "report_pictures", "report_template"),
     },
     "html_report": {
         *RECORDS,
@@ -113,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "report_template",
         ),
         *("cohort", "confusion", "embedding_map", "exploration_page", "report_pictures"),
-        *("between_sources", "transfer_page"),
+        *("between_sources", "significance", "transfer_page"),
     },
     # the DAG
     "pipeline": {*WORDS, "pipelines_file", "files", "stages", "fingerprints", "own_process", "processes", "prepare"},

@@ -223,6 +223,11 @@ def test_the_report_is_whole_and_of_this_page_alone(run: Run) -> None:
             "None|nan", re.sub(r"base64,[A-Za-z0-9+/=]+|<script>.*?</script>", "", page, flags=re.DOTALL)
         )
         assert "limits of agreement" in page
+        differences = json.loads((run["evaluate"] / "metrics.json").read_text())["differences"]
+        clear = sum(one["p_holm"] < 0.05 for one in differences)
+        assert len(re.findall(r"is (?:closer|further off) than", page)) == clear
+        assert page.count("these records do not tell") == len(differences) - clear
+        assert page.count(", corrected p ") >= len(differences)
         summary = (run["evaluate"] / "summary.md").read_text()
         assert summary.count("| age, years |") == summary.count("| length |") == 5
 
