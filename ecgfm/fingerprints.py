@@ -69,15 +69,21 @@ class Look:
     digest: str
 
     def check(self, origin: str) -> None:
-        """A second look finds the same; see `Input.check`."""
+        """A second look finds the same; see `Input.check`.
+
+        Where the first look found nothing, as of a part of an archive that was not downloaded, there may be nothing.
+        """
         where = self.root if self.place == "." else self.root / self.place
+        nothing_was_there = self.digest == digest_of({}) and self.root.is_dir()
         try:
             found = self._again()
         except FileNotFoundError as error:
+            if nothing_was_there:
+                return
             raise InputError(f"{origin}: {error.filename} {_GONE}") from error
         except OSError as error:
             raise InputError(f"{origin}: cannot read {error.filename}: {error.strerror}; {_AGAIN}") from error
-        if not found:
+        if not found and not nothing_was_there:
             raise InputError(f"{origin}: what was in {where} {_GONE}")
         if digest_of(found) != self.digest:
             raise InputError(

@@ -336,6 +336,7 @@ def _check_rejects(source: str, slices: Sequence[Output], max_share: float) -> N
             f"{source}: {counts['rejected']} of {counts['listed']} records were rejected ({reasons}), "
             f"{f'more than prepare.max_rejected_share ({max_share:g})' if too_many else 'none is left'}; "
             f"see rejects.parquet in {slices[0].directory.parent}"
+            + ("; where that is as it should be, allow it: --set prepare.max_rejected_share=1" if too_many else "")
         )
 
 

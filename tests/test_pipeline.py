@@ -355,7 +355,8 @@ def test_too_many_rejected_records_stop_the_run_with_the_counts(tmp_path: Path, 
         run(store, raw)
     assert str(refused.value) == (
         "ptb_xl: 30 of 120 records were rejected (missing_signal: 20, truncated: 10), more than "
-        f"prepare.max_rejected_share (0.2); see rejects.parquet in {store.data_dir}/stages/prepare"
+        f"prepare.max_rejected_share (0.2); see rejects.parquet in {store.data_dir}/stages/prepare; "
+        "where that is as it should be, allow it: --set prepare.max_rejected_share=1"
     )
     tolerant = pipeline(prepare={"segment_seconds": 0.1, "max_rejected_share": 0.25})
     walked = run(store, raw, tolerant)

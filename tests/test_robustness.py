@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
+import polars as pl
 import pytest
 import small_demo
 from conftest import write_wfdb16
 from small_demo import MOMENTS, Mounts, Run, half_made, locked, outputs
+from test_sources import build_ptb_xl
 
 from ecgfm import formats
 from ecgfm import prepare as prepare_module
@@ -173,6 +176,31 @@ def test_a_listing_of_what_changes_meanwhile_is_not_kept(
     with pytest.raises(InputError, match="is not there any more"):
         prepare(raw, tmp_path / "data")
     assert outputs(tmp_path / "data") == {}
+
+
+def test_of_an_archive_that_was_downloaded_in_part_the_rest_is_rejected_and_prepared_when_it_comes(
+    tmp_path: Path,
+) -> None:
+    """PTB-XL's table lists all records, whichever are there. A drive that goes away meanwhile is still an error."""
+    raw = tmp_path / "drive" / "ptb-xl"
+    build_ptb_xl(raw)
+    config = Pipeline(sources=("ptb_xl",), prepare=PrepareConfig(workers=1, segment_seconds=0.1, max_rejected_share=1))
+    (raw / "records500" / "01000").rename(tmp_path / "later")
+
+    def run() -> dict[str, list[str]]:
+        directory = run_locally("test", config, {"ptb_xl": raw}, Store(tmp_path / "data"), PREPARATION)
+        tables = {unquote(folder.name): folder / "rejects.parquet" for folder in (directory / "prepare").iterdir()}
+        return {name.rpartition("/")[2]: pl.read_parquet(file)["reason"].to_list() for name, file in tables.items()}
+
+    assert run() == {"00000": ["truncated"], "01000": ["missing_header", "missing_header"]}
+    (tmp_path / "later").rename(raw / "records500" / "01000")
+    assert run() == {"00000": ["truncated"], "01000": ["missing_signal"]}
+
+    look = RawTree.scan(raw, "ptb_xl").by_slice(["records500/02000"])["records500/02000"]
+    look.check()
+    raw.parent.rename(tmp_path / "unplugged")
+    with pytest.raises(InputError, match="is not there any more"):
+        look.check()
 
 
 def _prepare_requests(raw: Path, data_dir: Path) -> Iterator[Request]:
