@@ -10,6 +10,7 @@ right after it is what it printed. Comments before a block say what to do with i
     <!-- stable: but for numbers -->   every number may be another
     <!-- shared rules: MODULE BUILDER -->  tests/test_sources.py is run over that source
 
+ECGFM_DOCS_TIMES=FILE has the seconds of every block that was run written to FILE, as tab-separated lines.
 Pages are run with a pipelines.yaml of `small_pipelines` in the folder, which `ecgfm` takes before its own: a
 smaller network, a quicker evaluation. The commands are those of the page, to the letter.
 """
@@ -22,6 +23,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +95,11 @@ def small_pipelines() -> dict[str, Any]:
     return pipelines
 
 
-def run_page(name: str, folder: Path) -> None:
-    """Run the blocks of a page, and compare what they print with what the page shows."""
+def run_page(name: str, folder: Path, seconds: dict[str, float]) -> None:
+    """Run the blocks of a page, and compare what they print with what the page shows.
+
+    seconds: where a block begins -> how long it took; each that is run is added
+    """
     environment = small_demo.environment() | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder),
@@ -110,6 +115,7 @@ def run_page(name: str, folder: Path) -> None:
             (folder / block.marks["file"]).write_text(block.text, encoding="utf-8")
         elif block.language in ("sh", "python"):
             words = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
+            began = time.monotonic()
             done = subprocess.run(
                 [*words, block.text],
                 check=False,
@@ -119,6 +125,7 @@ def run_page(name: str, folder: Path) -> None:
                 text=True,
                 timeout=200,
             )
+            seconds[where] = time.monotonic() - began
             assert done.returncode == 0, f"{where}\n{done.stdout}\n{done.stderr}"
             printed = done.stdout
         elif block.language == "text" and "stable" in block.marks:
@@ -139,25 +146,36 @@ def compare(shown: str, printed: str, how: str, where: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def seconds() -> Iterator[dict[str, float]]:
+    """Block -> its seconds; at the end of the pages, in the file that the environment names."""
+    taken: dict[str, float] = {}
+    yield taken
+    if file := os.environ.get("ECGFM_DOCS_TIMES"):
+        Path(file).write_text("".join(f"{where}\t{took:.1f}\n" for where, took in taken.items()), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, seconds: dict[str, float]) -> dict[str, Path]:
     """Page -> the folder in which it was run, for the pages that others go on from."""
     ran = {}
     for name in sorted(set(AFTER.values())):
         ran[name] = folder = tmp_path_factory.mktemp(name)
         (folder / "pipelines.yaml").write_text(yaml.safe_dump(small_pipelines(), sort_keys=False))
-        run_page(name, folder)
+        run_page(name, folder, seconds)
     return ran
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_what_a_page_tells_to_do_does_what_it_shows(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_what_a_page_tells_to_do_does_what_it_shows(
+    name: str, folders: dict[str, Path], seconds: dict[str, float], tmp_path: Path
+) -> None:
     assert any(block.language in ("sh", "python") for block in blocks(page(name))) or name in ("index", "glossary")
     if name in folders:  # it ran
         return
     if name in AFTER:
         tmp_path = tmp_path / "copy"
         shutil.copytree(folders[AFTER[name]], tmp_path, symlinks=True)
-    run_page(name, tmp_path)
+    run_page(name, tmp_path, seconds)
 
 
 def test_a_block_that_fails_or_prints_something_else_is_found(tmp_path: Path) -> None:
