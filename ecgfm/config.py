@@ -34,8 +34,8 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 class SyntheticConfig:
     """The embedded source: how many patients, and the seed of everything random in them."""
 
-    n_patients: AtLeastOne = 240
-    seed: Count = 0
+    n_patients: AtLeastOne = 240  # each with 1 to 4 recordings
+    seed: Count = 0  # of everything random
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -57,15 +57,15 @@ class PrepareConfig:
     constant_leads: a lead that does not vary becomes 0 when standardised (`zero`), or the record is turned away
     """
 
-    sampling_rate_hz: Positive = 500.0
-    segment_seconds: Positive = 5.0
+    sampling_rate_hz: Positive = 500.0  # to which every record is resampled
+    segment_seconds: Positive = 5.0  # length of the windows a record is cut into; the rest is left out
     leads: Annotated[tuple[Lead, ...], Field(min_length=1)] = LEADS
     resample: Literal["linear", "polyphase"] = "linear"
     filter: Literal["none", "bandpass", "notch"] = "none"
-    bandpass_hz: tuple[Positive, Positive] = (0.5, 100.0)
-    notch_hz: Literal[50, 60] = 50
+    bandpass_hz: tuple[Positive, Positive] = (0.5, 100.0)  # half of the amplitude is left at each
+    notch_hz: Literal[50, 60] = 50  # with filter notch
     gaps: Literal["keep", "reject", "bridge"] = "keep"
-    bridge_ms: Positive = 20.0
+    bridge_ms: Positive = 20.0  # with gaps bridge
     constant_leads: Literal["zero", "reject"] = "zero"
     max_rejected_share: Share = 0.2  # a source with a larger share of rejected records stops the run
     workers: Count = 0  # processes; 0: one per core
@@ -121,11 +121,11 @@ class SplitsConfig:
     """
 
     strategy: Literal["grouped", "random", "official", "temporal", "grouped_temporal"] = "grouped"
-    valid_share: Share = 0.1
-    test_share: Share = 0.1
+    valid_share: Share = 0.1  # of patients, or of records
+    test_share: Share = 0.1  # likewise
     valid_folds: tuple[int, ...] = (9,)  # of the official folds (PTB-XL)
-    test_folds: tuple[int, ...] = (10,)
-    seed: int = 0
+    test_folds: tuple[int, ...] = (10,)  # likewise
+    seed: int = 0  # another seed, other patients in each split
     unknown_patients: Literal["error", "alone"] = "error"
     duplicates: Literal["keep", "drop_copies"] = "keep"
     exclude_invalid: bool = True  # leave out records with an invalid sample or a missing lead
@@ -155,7 +155,7 @@ class ReportsConfig:
     mode: Literal["own", "ecg-fm"] = "own"
     label_set: str | None = None
     rules: str | None = None
-    patterns: str | None = None
+    patterns: str | None = None  # the folder of ECG-FM's pattern files
     mended: bool = False
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"rules", "patterns"})
 
@@ -183,6 +183,8 @@ class LabelsConfig:
         exactly one of them; `regression`: numbers
     table: a path; in a pipelines file relative to it. Its content is an input of the stage, so that its path does not
         count
+    scp_level: with scheme `scp`
+    codes: with scheme `codes`, label -> the source codes that assert it
     columns: label -> column. With `multiclass` there is one, each of whose values is a class
     units: label -> unit of its numbers, with `regression`; nothing is converted
     uncertain: what a label is that a report leaves open ("possible infarct"): ECG-FM's labels are `present` then. What
@@ -244,18 +246,18 @@ class ManifestsConfig:
 class ModelConfig:
     """The encoder and its pretraining heads. The defaults are the published 90,883,072 parameters."""
 
-    n_leads: AtLeastOne = 12
-    conv_channels: AtLeastOne = 256
-    conv_kernels: tuple[AtLeastOne, ...] = (2, 2, 2, 2)
-    conv_strides: tuple[AtLeastOne, ...] = (2, 2, 2, 2)
-    width: AtLeastOne = 768
-    n_layers: AtLeastOne = 12
-    n_heads: AtLeastOne = 12
-    ffn_width: AtLeastOne = 3072
-    pos_conv_kernel: AtLeastOne = 128
-    pos_conv_groups: AtLeastOne = 16
-    n_codebooks: AtLeastOne = 2
-    codebook_entries: AtLeastOne = 320
+    n_leads: AtLeastOne = 12  # of the input
+    conv_channels: AtLeastOne = 256  # of the feature extractor
+    conv_kernels: tuple[AtLeastOne, ...] = (2, 2, 2, 2)  # of each of its layers
+    conv_strides: tuple[AtLeastOne, ...] = (2, 2, 2, 2)  # likewise; their product is a frame's samples
+    width: AtLeastOne = 768  # of the transformer and of an embedding
+    n_layers: AtLeastOne = 12  # of the transformer
+    n_heads: AtLeastOne = 12  # of attention, in each layer
+    ffn_width: AtLeastOne = 3072  # of the feed-forward layers
+    pos_conv_kernel: AtLeastOne = 128  # frames seen by the convolution that tells positions
+    pos_conv_groups: AtLeastOne = 16  # of that convolution
+    n_codebooks: AtLeastOne = 2  # of the quantizer
+    codebook_entries: AtLeastOne = 320  # of each codebook
     codebook_width: AtLeastOne = 256  # the quantizer's output, all codebooks together
     contrast_width: AtLeastOne = 256  # where context and quantized features are compared
 
@@ -280,28 +282,23 @@ class AugmentConfig:
     strengths are about the reference's, which are half a standard deviation (a whole one for the shift): the median
     lead of PTB-XL has 0.16 mV.
 
-    powerline: a sine at one of `powerline_hz`, in phase on all leads
-    emg: white noise, of each lead its own
-    baseline_shift: a step up or down and back, `baseline_shift_seconds` (from, to) long
-    baseline_wander: a sum of cosines between the frequencies of `baseline_wander_hz`; the maximum is of each cosine
-    vcg: the heart's dipole turned about each axis by up to so many degrees either way, and stretched along each by a
-        factor from 1 to `vcg_max_scale` (3KG)
+    vcg_max_scale: along each axis, by a factor from 1 to this
     """
 
-    powerline_probability: Share = 0.0
-    powerline_max_mv: Positive = 0.1
-    powerline_hz: Annotated[tuple[Positive, ...], Field(min_length=1)] = (50.0, 60.0)
-    emg_probability: Share = 0.0
-    emg_max_sd_mv: Positive = 0.1
-    baseline_shift_probability: Share = 0.0
-    baseline_shift_max_mv: Positive = 0.2
-    baseline_shift_seconds: tuple[Positive, Positive] = (0.6, 1.4)
-    baseline_wander_probability: Share = 0.0
-    baseline_wander_max_mv: Positive = 0.1
-    baseline_wander_hz: tuple[Positive, Positive] = (0.05, 0.5)
-    baseline_wander_cosines: AtLeastOne = 3
-    vcg_probability: Share = 0.0
-    vcg_max_rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 45.0
+    powerline_probability: Share = 0.0  # of a sine of the mains, in phase on all leads
+    powerline_max_mv: Positive = 0.1  # its amplitude, at most
+    powerline_hz: Annotated[tuple[Positive, ...], Field(min_length=1)] = (50.0, 60.0)  # its frequency is one of these
+    emg_probability: Share = 0.0  # of white noise, of each lead its own
+    emg_max_sd_mv: Positive = 0.1  # its standard deviation, at most
+    baseline_shift_probability: Share = 0.0  # of a step up or down and back
+    baseline_shift_max_mv: Positive = 0.2  # its height, at most
+    baseline_shift_seconds: tuple[Positive, Positive] = (0.6, 1.4)  # its length: from, to
+    baseline_wander_probability: Share = 0.0  # of a sum of slow cosines
+    baseline_wander_max_mv: Positive = 0.1  # the amplitude of each, at most
+    baseline_wander_hz: tuple[Positive, Positive] = (0.05, 0.5)  # their frequencies: from, to
+    baseline_wander_cosines: AtLeastOne = 3  # how many
+    vcg_probability: Share = 0.0  # of turning and stretching the heart's dipole (3KG)
+    vcg_max_rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 45.0  # about each axis, either way
     vcg_max_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.5
 
     def __post_init__(self) -> None:
@@ -318,6 +315,7 @@ class PretrainConfig:
     batch_pairs: of all processes together
     schedule: of the learning rate, after `warmup_steps`: `constant`; `epochs`: what `learning_rate_epochs` says (epoch
         from 1, rate), the paper's by default; `cosine`: half a turn down to 0 at the last step
+    learning_rate_epochs: with schedule `epochs`: from which epoch on (the first is 1), at what rate
     precision: of the matrix products; `bf16` halves their memory and more than halves their time where the processor
         has it. Weights, sums and losses are float32 either way
     subset: share of the training patients (records, where patients are unknown); a smaller share is part of a larger
@@ -333,41 +331,41 @@ class PretrainConfig:
     max_steps: AtLeastOne = 329_000  # updates: 240 epochs of 1,405,625 segments, 1,024 segments an update
     batch_pairs: AtLeastOne = 64
     accumulate: AtLeastOne = 8  # batches per update
-    learning_rate: Positive = 5e-5
+    learning_rate: Positive = 5e-5  # of AdamW
     schedule: Schedule = "constant"
     learning_rate_epochs: tuple[tuple[AtLeastOne, Positive], ...] = ((1, 1e-4), (6, 8e-5), (201, 5e-5))
-    warmup_steps: Count = 0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    adam_betas: tuple[float, float] = (0.9, 0.98)
-    adam_eps: Positive = 1e-6
+    warmup_steps: Count = 0  # in which the learning rate rises from 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # decoupled, as AdamW has it
+    adam_betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
+    adam_eps: Positive = 1e-6  # of AdamW
     precision: Precision = "bf16"
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0
     source_weights: dict[str, Annotated[float, Field(ge=0)]] = dataclasses.field(default_factory=dict)
-    dropout: Share = 0.1
-    feature_grad_scale: Share = 0.1
-    lead_mask_probability: Share = 0.5
+    dropout: Share = 0.1  # of the transformer's layers and of attention
+    feature_grad_scale: Share = 0.1  # factor on the gradient that enters the feature extractor
+    lead_mask_probability: Share = 0.5  # of each lead of each segment, to be 0
     augment: AugmentConfig = AugmentConfig()
-    span_mask_probability: Share = 0.65
-    span_mask_frames: AtLeastOne = 10
-    n_negatives: AtLeastOne = 100
-    contrastive_temperature: Positive = 0.1
-    cmsc_temperature: Positive = 0.1
-    diversity_weight: float = 0.1
-    feature_penalty_weight: float = 10.0
-    cmsc_weight: float = 1.0
+    span_mask_probability: Share = 0.65  # share of frames in masked spans, before overlaps
+    span_mask_frames: AtLeastOne = 10  # frames in a masked span
+    n_negatives: AtLeastOne = 100  # other frames that a masked one is told from
+    contrastive_temperature: Positive = 0.1  # of wav2vec 2.0's loss
+    cmsc_temperature: Positive = 0.1  # of CMSC's loss
+    diversity_weight: float = 0.1  # of using all entries of the codebooks
+    feature_penalty_weight: float = 10.0  # of the mean square of the extractor's features
+    cmsc_weight: float = 1.0  # of CMSC's loss
     same_patient_negatives: bool = False
     across_processes: bool = True
     quantizer_temperature: tuple[float, float, float] = (2.0, 0.5, 0.999995)  # start, end, decay per update
-    seed: int = 0
-    valid_every: AtLeastOne = 500  # steps
-    save_every: AtLeastOne = 1000  # steps
+    seed: int = 0  # of weights, order, masks and noise
+    valid_every: AtLeastOne = 500  # steps between two looks at the valid loss
+    save_every: AtLeastOne = 1000  # steps between two checkpoints
     keep_last: AtLeastOne = 1  # checkpoints; the one of the lowest valid loss stays too
     keep_every: Count = 0  # steps: checkpoints at its multiples stay for good
     device: str = "auto"  # auto: a GPU where there is one
     processes: Count = 1
     compile: bool = False
     tensorboard: bool = False  # the log's numbers as TensorBoard's events too
-    loader_workers: Count = 0
+    loader_workers: Count = 0  # threads that read ahead; 0: none
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
         {"device", "processes", "compile", "tensorboard", "loader_workers"}
     )
@@ -403,6 +401,7 @@ class FinetuneConfig:
     schedule: after the warm-up: `constant`, or `cosine`: half a turn down to 0 at the end of the last epoch
     loss: `bce`: cross-entropy, binary of each label, or of all classes together where labels.task is `multiclass`;
         `focal` or `asymmetric`, of task `multilabel`, weigh down what is right already (supervised.py)
+    focal_gamma, asymmetric_gamma_positive, asymmetric_gamma_negative: how much less weighs what is right already
     pos_weight: with `bce`, weigh positives by negatives / positives of the train split, and classes by how rare they
         are. Where not given: yes, but for task `regression`, which has no positives
     regression_loss: of task `regression`, on numbers scaled by the train split's mean and standard deviation: `mse`,
@@ -415,34 +414,34 @@ class FinetuneConfig:
     mode: Literal["full", "frozen", "linear"] = "full"
     init: Literal["pretrained", "random"] = "pretrained"
     checkpoint: str | None = None
-    max_epochs: AtLeastOne = 50
-    batch_size: AtLeastOne = 256
+    max_epochs: AtLeastOne = 50  # at most
+    batch_size: AtLeastOne = 256  # segments
     learning_rate: Positive = 1e-4
-    head_learning_rate: Positive | None = None  # None: as learning_rate
+    head_learning_rate: Positive | None = None  # of the classifier; null: as learning_rate
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.98)
-    adam_eps: Positive = 1e-8
-    dropout: Share = 0.0
-    activation_dropout: Share = 0.1
-    lead_mask_probability: Share = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0  # in which the learning rate rises from 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled, as AdamW has it
+    adam_betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
+    adam_eps: Positive = 1e-8  # of AdamW
+    dropout: Share = 0.0  # of the transformer's layers and of attention
+    activation_dropout: Share = 0.1  # inside the feed-forward layers
+    lead_mask_probability: Share = 0.0  # of each lead of each segment, to be 0
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0
-    subset_seed: Count = 0
+    subset_seed: Count = 0  # which patients a share below 1 takes
     precision: Precision = "bf16"  # of the matrix products in training, as in PretrainConfig; validation is in fp32
     loss: Literal["bce", "focal", "asymmetric"] = "bce"
     pos_weight: bool | None = None
     regression_loss: Literal["mse", "smooth_l1"] | None = None
     focal_gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
-    focal_alpha: Share | None = 0.25  # the share of positives in the loss; None: no such weight
+    focal_alpha: Share | None = 0.25  # the share of positives in the loss; null: no such weight
     asymmetric_gamma_positive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     asymmetric_gamma_negative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
-    asymmetric_margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    asymmetric_margin: Annotated[float, Field(ge=0, lt=1)] = 0.05  # negatives below this probability weigh nothing
     patience_epochs: Count = 10  # stop after so many epochs without a better valid AUPRC; 0: never
-    seed: int = 0
-    device: str = "auto"
-    loader_workers: Count = 0
+    seed: int = 0  # of the classifier's weights, order and dropout
+    device: str = "auto"  # auto: a GPU where there is one
+    loader_workers: Count = 0  # threads that read ahead; 0: none
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"checkpoint", "device", "loader_workers"})
 
     @model_validator(mode="before")
@@ -488,11 +487,11 @@ class Published:
     """
 
     measure: Literal["macro_auroc", "macro_auprc", "auroc", "auprc", "challenge_score"]
-    value: float
+    value: float  # the published number
     model: str
     source: str
     note: str = ""
-    label: str | None = None
+    label: str | None = None  # of which the number is, where it is of one
     ours: str = "finetuned"
     test_records: AtLeastOne | None = None
 
@@ -508,21 +507,21 @@ class EvaluateConfig:
     published: results of others that the report shows beside these
     """
 
-    bootstrap_samples: AtLeastOne = 1000
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    bootstrap_samples: AtLeastOne = 1000  # replicates behind each interval
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of the intervals
     probe_random_encoder: bool = True  # the linear probe on a randomly initialised encoder, beside the pretrained
     baseline_records: AtLeastOne = 50_000  # of train, at most, that the baselines but for the probes learn from
     supervised_baseline: bool = True  # a small residual network, trained from random weights on the same labels
-    supervised_epochs: AtLeastOne = 15
+    supervised_epochs: AtLeastOne = 15  # of its training
     supervised_learning_rate: Positive = 1e-2  # at its highest, of one cycle
     lead_subsets: bool = True  # ask the finetuned model with 6, 4, 3, 2 and 1 leads too
     drawn_records: Count = 6  # ECGs: in turn a right one, an error with saliency by lead, a normal one
     published: tuple[Published, ...] = ()
     allow_leakage: bool = False  # score records all the same that the checkpoint has learnt from; the report says so
-    batch_size: AtLeastOne = 256
+    batch_size: AtLeastOne = 256  # segments
     precision: Precision = "fp32"  # bf16: twice as fast and more, probabilities differ in the third digit
-    seed: int = 0
-    device: str = "auto"
+    seed: int = 0  # of the bootstrap and the baselines
+    device: str = "auto"  # auto: a GPU where there is one
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"device"})
 
 

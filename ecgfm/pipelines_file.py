@@ -80,7 +80,7 @@ class ScheduleConfig:
 
     name: str = "schedule"
     cron: str | None = None
-    interval_s: Positive | None = None
+    interval_s: Positive | None = None  # seconds between two runs
     timezone: str = "UTC"
     set: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -118,12 +118,12 @@ class DeploymentConfig:
     schedules: tuple[ScheduleConfig, ...] = ()
     overlap: Literal["skip", "wait"] = "skip"
     missed: Literal["once", "never"] = "once"
-    late_s: Positive = 3600.0
+    late_s: Positive = 3600.0  # with missed never: how late a run may start
     tags: tuple[str, ...] = ()
     retries: Count = 0
     retry_delay_s: Annotated[float, Field(ge=0)] = 10.0
     gpu: Literal["auto", "always", "never"] = "auto"
-    gpu_limit: str = "gpu"
+    gpu_limit: str = "gpu"  # the name of that limit on the Prefect server
 
     def __post_init__(self) -> None:
         names = [schedule.name for schedule in self.schedules]
@@ -136,11 +136,12 @@ class Pipeline:
     """One named pipeline of pipelines.yaml.
 
     raw: source -> its raw folder, where the command line gives none; relative to the pipelines file
+
     `runner` and `deployment` are in no stage's key: the bytes are the same everywhere.
     """
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)]
-    description: str = ""
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]  # what it reads, such as ptb_xl
+    description: str = ""  # a line about it, for ecgfm pipelines
     raw: Mapping[str, str] = field(default_factory=dict)
     synthetic: SyntheticConfig = SyntheticConfig()
     prepare: PrepareConfig = PrepareConfig()
