@@ -1,4 +1,7 @@
-"""For mkdocs: a link from a page to a file outside docs/ becomes a page of the site that shows the file."""
+"""For mkdocs: a link from a page to a file outside docs/ becomes a page of the site that shows the file.
+
+Only from pages that lie in docs/ itself: those in folders below link to these.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml",
 
 def on_files(files: Files, config: Any) -> Files:
     """Add a page per file that some page links to."""
-    pages = [Path(config["docs_dir"], file.src_uri) for file in files.documentation_pages()]
+    pages = [Path(config["docs_dir"], file.src_uri) for file in files.documentation_pages() if "/" not in file.src_uri]
     for path in sorted({path for page in pages for path in _OUTWARD.findall(page.read_text(encoding="utf-8"))}):
         text = (ROOT / path).read_text(encoding="utf-8")  # one that is not there stops the build
         shown = f"# {path}\n\n````{_LANGUAGES.get(Path(path).suffix, 'text')}\n{text}````\n"
@@ -25,7 +28,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Point the links there; what is shown itself is left as it is."""
-    return markdown if page.file.src_uri.startswith("source/") else _OUTWARD.sub(r"](source/\1.md)", markdown)
+    return markdown if "/" in page.file.src_uri else _OUTWARD.sub(r"](source/\1.md)", markdown)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:

@@ -52,13 +52,13 @@ def items_of(paragraph: str, names: Collection[str]) -> list[tuple[str, str]] | 
     for line in lines:
         for number, part in enumerate(re.split(rf"; (?={_NAMES}: )", line)):
             match = re.fullmatch(rf"({_NAMES}): (.*)", part, re.DOTALL)
-            if match and set(match[1].split(", ")) <= set(names):
+            if match and (number == 0 or set(match[1].split(", ")) <= set(names)):
                 found.append((match[1], match[2]))
             elif number:
                 found[-1] = (found[-1][0], f"{found[-1][1]}; {part}")
             else:
                 return None
-    return found
+    return found if any(set(given.split(", ")) <= set(names) for given, _ in found) else None
 
 
 def as_markdown(text: str, names: Collection[str], links: Mapping[str, str] = types.MappingProxyType({})) -> str:
@@ -75,10 +75,10 @@ def _paragraph(text: str, names: Collection[str], links: Mapping[str, str]) -> s
     if raises := re.fullmatch(r"(.*?)(?:^|(?<=\s))Raises:\s(.*)", text, re.DOTALL):
         errors = items_of(textwrap.dedent(raises[2]), re.findall(r"\w+", raises[2]))
         before = [_escaped(raises[1].strip())] if raises[1].strip() else []
-        return "\n\n".join([*before, "**Raises**", _listed(errors or [], links)])
+        return "\n\n".join([*before, "Raises:", _listed(errors or [], links)])
     if items := items_of(text, names):
         return _listed(items, {})
-    return re.sub(r"^Returns:", "**Returns**", _escaped(text))
+    return _escaped(text)
 
 
 def _listed(items: list[tuple[str, str]], links: Mapping[str, str]) -> str:
@@ -106,7 +106,12 @@ class OurDocstrings(griffe.Extension):
             names = {parameter.name for parameter in obj.parameters} if obj.is_function else set(obj.members)
             if obj.is_class and "__init__" in obj.members:
                 names |= {parameter.name for parameter in obj["__init__"].parameters}
-            obj.docstring.value = as_markdown(obj.docstring.value, names, _OWN_ERRORS)
+            text = as_markdown(obj.docstring.value, names, _OWN_ERRORS)
+            if obj.is_class and any(str(base) == "NamedTuple" for base in obj.bases):
+                text += (
+                    f"\n\nA tuple: {', '.join(f'`{name}`' for name, one in obj.members.items() if one.is_attribute)}."
+                )
+            obj.docstring.value = text
 
 
 # ---- the keys of pipelines.yaml
@@ -193,7 +198,8 @@ def takes(hint: Any) -> str:
     elif origin in (Union, types.UnionType):
         words = " or ".join(map(takes, of))
     elif origin is tuple:
-        words = f"list of {takes(of[0])}" if of[-1] is Ellipsis else f"list of {len(of)}: {'; '.join(map(takes, of))}"
+        kinds = dict.fromkeys(map(takes, of))  # each once
+        words = f"list of {takes(of[0])}" if of[-1] is Ellipsis else f"list of {len(of)}: {'; '.join(kinds)}"
     elif origin:
         words = f"mapping to {takes(of[1])}"
     return words
@@ -233,11 +239,15 @@ def _plain(value: Any) -> Any:
 
 
 def _key_table(path: str) -> str:
+    """What a section is for, and its keys."""
+    cls = section(path)
+    names = [field.name for field in dataclasses.fields(cls)]
+    about = [one for one in re.split(r"\n\s*\n", inspect.cleandoc(cls.__doc__)) if not items_of(one, names)]
     rows = ["| key | takes | default | meaning |", "|---|---|---|---|"]
-    for key in keys_of(section(path)):
+    for key in keys_of(cls):
         default = f"`{key.default}`" if key.default else "required"
         rows.append(f"| `{key.name}` | {key.takes} | {default} | {_cell(key.meaning)} |")
-    return "\n".join(rows)
+    return "\n\n".join([*map(_escaped, about), "\n".join(rows)])
 
 
 # ---- the tables of data_contracts/

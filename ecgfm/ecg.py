@@ -11,7 +11,7 @@ import numpy as np
 
 Lead = Literal["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 LEADS: tuple[Lead, ...] = get_args(Lead)
-"""The twelve standard leads, in the order every array of this project has them."""
+"""The twelve standard leads, I II III aVR aVL aVF V1 to V6, in the order every array of this project has them."""
 
 INVALID = -32768
 """The stored value of an invalid sample (WFDB format 16); NaN in memory."""

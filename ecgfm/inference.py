@@ -51,6 +51,7 @@ QUALITY = ("flat_share", "clipped_share", "powerline_uv", "noise_uv", "baseline_
 _MOST_WAITING = 256  # recordings that were turned away wait too, for those before them
 
 Source = str | PathLike[str] | EcgRecord
+"""A recording to ask about: a file of any format that is read, or one that is in memory."""
 Answer = TypeVar("Answer")
 
 

@@ -45,7 +45,7 @@ from flows.commands.options import PIPELINES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 RUN = ("index", "quickstart", "own-data", "from-ecg-fm", "adding-a-source", "glossary", "prepare-dataset")
 AFTER = {"own-data": "quickstart", "from-ecg-fm": "quickstart"}  # page -> the page in whose folder it goes on
 BEGINS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {  # page -> what it finds, until it is done
@@ -315,7 +315,8 @@ def test_every_link_and_picture_is_there() -> None:
 
 def test_every_page_is_in_the_navigation_and_the_site_builds(tmp_path: Path) -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert {path.name for path in PAGES} == set(re.findall(r"\b([\w-]+\.md)$", text, re.MULTILINE))
+    pages = {path.relative_to(DOCS).as_posix() for path in PAGES}
+    assert pages == set(re.findall(r"\b([\w/-]+\.md)$", text, re.MULTILINE))
     pytest.importorskip("material", reason="the site needs mkdocs-material: pip install 'ecgfm[docs]'")
     words = ["-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run([sys.executable, *words], check=False, cwd=ROOT, capture_output=True, text=True, timeout=200)
