@@ -10,7 +10,7 @@ Every walk from an item has a bounded length, so that time grows with the length
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -129,7 +129,7 @@ class Reader:
             elif item.kind == "part":
                 self._part(k, items, claimed, waiting, mentions, used)
         mentions.sort(key=lambda mention: (mention.first, mention.last))
-        _describe(items, mentions, used)
+        _describe(items, mentions, used, self.formed)
         return mentions
 
     def refined(self, base: str, modifiers: Sequence[Item]) -> dict[str, list[Item]]:
@@ -358,12 +358,22 @@ def _next_part(k: int, items: Sequence[Item]) -> bool:
     return False
 
 
-def _describe(items: Sequence[Item], mentions: Sequence[Mention], used: set[int]) -> None:
-    """Give each mention its sites, ages and details: those before it that touch it, and what is left behind it."""
+def _describe(
+    items: Sequence[Item], mentions: Sequence[Mention], used: set[int], formed: Callable[[str, str], list[str]]
+) -> None:
+    """Give each mention its sites, ages and details: those before it that touch it, and what is left behind it.
+
+    formed: as `Reader.formed`
+    """
     previous: Mention | None = None
     done = 0
     for mention in mentions:
-        own = _start_of_description(items, mention, done, previous is not None)
+        own = _start_of_description(items, mention, done)
+        if previous is not None and own > done and items[own - 1].name == "in":
+            # "ST elevation in V1-V3, LBBB" has its site from before; "ST depression in inferior infarct" has not
+            touching = items[own : mention.first]
+            if not any(formed(base, item.name) for base in mention.bases for item in touching):
+                own = mention.first
         if previous is not None:
             _take(items, range(done, min(own, done + REACH)), previous, used)
         _take(items, range(own, mention.last), mention, used)
@@ -377,7 +387,7 @@ def _describe(items: Sequence[Item], mentions: Sequence[Mention], used: set[int]
         _take(items, range(done, min(len(items), done + REACH)), previous, used)
 
 
-def _start_of_description(items: Sequence[Item], mention: Mention, start: int, after_another: bool) -> int:
+def _start_of_description(items: Sequence[Item], mention: Mention, start: int) -> int:
     """Where the sites, ages and details that touch a mention begin before it; the mention's first item if none do."""
     own = mention.first
     while own > start and mention.first - own < REACH:
@@ -389,8 +399,7 @@ def _start_of_description(items: Sequence[Item], mention: Mention, start: int, a
         own -= 1
     while own < mention.first and items[own].kind not in MODIFIERS:
         own += 1  # a link or word that only led to it is not its own
-    behind_in = own > start and items[own - 1].kind == "link" and items[own - 1].name == "in"
-    return mention.first if behind_in and after_another else own
+    return own
 
 
 def _take(items: Sequence[Item], at: range, mention: Mention, used: set[int]) -> None:

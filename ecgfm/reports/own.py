@@ -294,6 +294,7 @@ class OwnLabeler:
         describing = tuple(_written(item, tokens, text) for item in mention.modifiers)
         cues = tuple((_DID[hit.acts], _written(hit.item, tokens, text)) for hit in said.hits)
         restricting = [item for item in mention.modifiers if item.kind in ("site", "age")]
+        doubtful = self.vocabulary.doubtful
         readings = []
         for base in mention.bases:
             refined = self._reader.refined(base, mention.modifiers)
@@ -304,27 +305,21 @@ class OwnLabeler:
                 found = [name for name, by in refined.items() if len(by) == len(restricting)]
                 if len(found) != len(findings) or not refined or base in refined:
                     status, remark = None, f"; denied only where {', '.join(describing)}"
-            if mention.or_sites and status in ("present", "uncertain"):
-                findings, alternatives = [base], findings
-                probability_each = min(EITHER, probability)
-                readings += [
-                    _reading(
-                        name,
-                        "uncertain",
-                        probability_each,
-                        start,
-                        end,
-                        words,
-                        describing,
-                        cues,
-                        "; at one of several sites",
-                    )
-                    for name in alternatives
-                    if name != base
-                ]
-            readings += [
-                _reading(name, status, probability, start, end, words, describing, cues, remark) for name in findings
-            ]
+            limits: dict[str, tuple[float, str]] = {}  # of findings that are less sure than the mention itself
+            if status in ("present", "uncertain"):
+                for name, by in refined.items():
+                    if name != base and mention.or_sites:
+                        limits[name] = EITHER, "; at one of several sites"
+                    elif name != base and (doubts := [doubtful[item.name] for item in by if item.name in doubtful]):
+                        limits[name] = min(doubts), "; of an age that is in doubt"
+                if limits and limits.keys() >= set(findings):
+                    findings.append(base)
+            for name in findings:
+                limit, why = limits.get(name, (1.0, remark))
+                status_of = "uncertain" if name in limits else status
+                readings.append(
+                    _reading(name, status_of, min(limit, probability), start, end, words, describing, cues, why)
+                )
         return readings
 
     def _add_together(self, best: dict[int, tuple[_Vote, int]]) -> None:

@@ -11,6 +11,7 @@ means one thing; to give it to two is a mistake, named with its line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -108,8 +109,9 @@ class Vocabulary:
     findings, cues: by name
     terms: what a phrase means, phrases in the vocabulary's spelling, words joined by a blank
     forms: the finding that a part with a quality makes, or a finding at a site or of an age: (part, quality) -> finding
-    means: what a site or part stands for, if several: anteroseptal -> anterior, septal
+    means: what a site, part or age stands for, if another or several: anteroseptal -> anterior, septal
     past: the ages that tell of an earlier time
+    doubtful: how probable an age is that is itself in doubt: "possibly acute"
     label_sets: name -> label -> what asserts it
     """
 
@@ -119,6 +121,11 @@ class Vocabulary:
         self.cues = _cues(files)
         self.means = _means(files)
         self.past = frozenset(name for name, entry in files.sections["ages"].items() if _is_true(entry, "past"))
+        self.doubtful = {
+            name: _probability(name, entry)
+            for name, entry in files.sections["ages"].items()
+            if "probability" in entry.values
+        }
         self.forms = _forms(files, self.means)
         self.spelling, self.terms = _terms(files)
         self._children: dict[str, list[str]] = {name: [] for name in self.findings}
@@ -239,6 +246,17 @@ def _check_circles(files: Files) -> None:
         raise InputError(f"{last}: a circle of parents: {' > '.join(circle)}; take one of them out") from error
 
 
+def _probability(name: str, entry: Entry) -> float:
+    text, place = entry.values.get("probability", ("", entry.place))
+    try:
+        probability = float(text)
+    except ValueError:
+        probability = math.nan
+    if not 0 < probability < 1:
+        raise InputError(f"{place}: {name}: probability: expected a number between 0 and 1, found {text!r}")
+    return probability
+
+
 def _cues(files: Files) -> dict[str, Cue]:
     found = {}
     for name, entry in files.sections["cues"].items():
@@ -247,21 +265,15 @@ def _cues(files: Files) -> dict[str, Cue]:
             if value not in allowed:
                 raise InputError(f"{place}: {name}: {key}: expected one of {', '.join(allowed)}, found {value!r}")
         acts = entry.values["acts"][0]
-        text, place = entry.values.get("probability", ("", entry.place))
-        try:
-            probability = float(text) if acts == "doubts" or text else 0.0
-        except ValueError:
-            probability = -1.0
-        if not 0 <= probability <= 1 or (acts == "doubts" and probability in (0, 1)):
-            raise InputError(f"{place}: {name}: probability: expected a number between 0 and 1, found {text!r}")
+        probability = _probability(name, entry) if acts == "doubts" or "probability" in entry.values else 0.0
         found[name] = Cue(name, acts, entry.values["reach"][0], probability)  # type: ignore[arg-type]
     return found
 
 
 def _means(files: Files) -> dict[str, tuple[str, ...]]:
-    """What a site or part stands for, all the way down."""
+    """What a site, part or age stands for, all the way down."""
     found = {}
-    for section in ("parts", "sites"):
+    for section in ("parts", "sites", "ages"):
         entries = files.sections[section]
         for name, entry in entries.items():
             for other, place in entry.lists.get("means", ()):

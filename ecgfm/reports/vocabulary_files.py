@@ -35,7 +35,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "parts": ("phrases", "drop", "means"),
     "qualities": ("phrases", "drop"),
     "sites": ("phrases", "drop", "means"),
-    "ages": ("phrases", "drop", "trailing", "past"),
+    "ages": ("phrases", "drop", "trailing", "past", "means", "probability"),
     "details": ("phrases", "drop", "trailing"),
     "cues": ("phrases", "drop", "acts", "reach", "probability"),
     "links": ("phrases", "drop"),
