@@ -128,6 +128,9 @@ def brier(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
     truth: (record, label) 0, 1, or NaN for unknown; probabilities: (record, label). No positive is needed: a label
     that is nowhere present has a score too, but only labels of equal prevalence compare.
+
+    >>> brier(np.array([[1], [0], [np.nan]]), np.array([[0.8], [0.4], [0.9]]))
+    array([0.1])
     """
     _check_probabilities(truth, probabilities)
     known = ~np.isnan(truth)
@@ -279,6 +282,9 @@ def scale(logits: np.ndarray, temperatures: np.ndarray, shifts: np.ndarray | flo
     but above a logit of about 37 a float64 probability is 1 and ties. To scale the probability of a record that is
     the mean or maximum of its segments', scale the record's: `scale(logits_of(probabilities), temperatures, shifts)`.
     Scaled before they are averaged, segments would change the order of records.
+
+    >>> scale(np.array([[2.0, 0.0]]), temperatures=np.array([2.0, 1.0]), shifts=np.array([-1.0, 0.0]))
+    array([[0.5, 0.5]])
     """
     return np.asarray(expit(logits.astype(np.float64) / temperatures + shifts), dtype=np.float64)
 
@@ -295,6 +301,9 @@ def threshold_at_sensitivity(truth: np.ndarray, scores: np.ndarray, sensitivity:
 
     Raises:
         ValueError: no positive among the records of known truth, or a sensitivity that is not above 0 and at most 1.
+
+    >>> threshold_at_sensitivity(np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.4, 0.8]), sensitivity=0.9)
+    0.3
     """
     if not 0 < sensitivity <= 1:
         raise ValueError(f"sensitivity must be above 0 and at most 1, found {sensitivity}")

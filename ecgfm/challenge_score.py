@@ -142,6 +142,10 @@ def merge_labels(codes: Sequence[Sequence[str]]) -> Merged:
 
     codes: (label,) the codes that assert each label. A label whose codes belong to several classes, or to none, stands
         for none; labels of equivalent codes stand for one class together.
+
+    >>> merged = merge_labels([["426783006"], ["59118001"], ["713427006"], ["1"]])  # the last is no class
+    >>> [CLASSES[number][0] for number in merged.classes], merged.columns
+    (['right bundle branch block', 'sinus rhythm'], [[1, 2], [0]])
     """
     columns = [
         [column for column, of_label in enumerate(codes) if of_label and set(of_label) <= set(equivalent)]
@@ -176,6 +180,13 @@ def challenge_scores(
 
     Raises:
         ValueError: shapes that do not belong together, a truth that is not 0, 1 or NaN, a probability that is NaN.
+
+    >>> truth = np.array([[1, 0], [0, 1], [1, 0], [0, 1]])  # sinus rhythm, atrial fibrillation
+    >>> probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.2], [0.6, 0.3]])
+    >>> codes, patients = [["426783006"], ["164889003"]], ["a", "b", "c", "d"]
+    >>> found = challenge_scores(truth, probabilities, probabilities >= 0.5, codes, patients, n_replicates=100)
+    >>> round(found.score.value, 2), found.accuracy.value
+    (0.5, 0.75)
     """
     if truth.shape != (len(patients), len(codes)) or decisions.shape != truth.shape:
         raise ValueError(

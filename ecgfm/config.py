@@ -543,7 +543,11 @@ def content_of(config: Any) -> Any:
 
 
 def to_dict(config: Any) -> Any:
-    """Every value of a config as plain data, so that `from_dict` gives the same config back."""
+    """Every value of a config as plain data, so that `from_dict` gives the same config back.
+
+    >>> to_dict(AuditConfig())
+    {'min_similarity': 0.97, 'max_level_spread': 1.25}
+    """
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
@@ -552,6 +556,12 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Raises:
         InputError: an unknown key or a value of the wrong type or range, named with its place.
+
+    >>> from_dict(SplitsConfig, {"strategy": "random"}, "mine.yaml: splits").test_share
+    0.1
+    >>> from_dict(SplitsConfig, {"stategy": "random"}, "mine.yaml: splits")
+    Traceback (most recent call last):
+    ecgfm.ecg.InputError: mine.yaml: splits: stategy: unknown key; did you mean 'strategy'?
     """
     try:
         return TypeAdapter(cls).validate_python(dict(values))

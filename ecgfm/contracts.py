@@ -41,6 +41,9 @@ def contract(name: str) -> dict[str, Any]:
     """The contract `name` as its YAML file says it; what a file that is `like` another does not say, the other does.
 
     Its `columns` are added to the other's.
+
+    >>> contract("rejects")["key"], list(contract("rejects")["columns"])
+    (['record_id'], ['record_id', 'source', 'slice_id', 'raw_path', 'reason', 'detail'])
     """
     loaded: dict[str, Any] = yaml.safe_load((CONTRACTS / f"{name}.yaml").read_text(encoding="utf-8"))
     if "like" not in loaded:

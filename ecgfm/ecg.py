@@ -68,6 +68,9 @@ class Rejected(Exception):
     """One record cannot be used. It becomes a row of `rejects.parquet`; the run goes on.
 
     detail: on one line, and of at most `MAX_DETAIL` characters whatever is given
+
+    >>> str(Rejected("too_short", "3.1 s, and a segment is 5 s"))
+    'too_short: 3.1 s, and a segment is 5 s'
     """
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
@@ -88,6 +91,9 @@ class Digital:
     digital: (lead, time) int16, `INVALID` where there is no sample
     adc_gain_per_mv: (lead,) float64, ADC units per millivolt
     baseline: (lead,) float64, the digital value at 0 mV
+
+    >>> Digital(np.array([[0, 200, INVALID]], np.int16), np.array([200.0]), np.array([0.0])).to_mv()
+    array([[ 0.,  1., nan]])
     """
 
     digital: np.ndarray

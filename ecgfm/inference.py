@@ -157,6 +157,14 @@ def load(path: str | PathLike[str], device: str = "auto", precision: Precision =
 
     Raises:
         InputError: no checkpoint, a damaged one, or no such device.
+
+    >>> import ecgfm
+    >>> model = ecgfm.load("ecgfm-data/runs/demo/latest/finetune")
+    >>> model.labels
+    ('sinus rhythm', 'left bundle branch block')
+    >>> answer = model.predict("samples/S00031.hea")
+    >>> answer.record_id, list(answer.probabilities)
+    ('S00031.hea', ['sinus rhythm', 'left bundle branch block'])
     """
     return Model(find(Path(path))[0], pick_device(device), precision)
 
@@ -171,6 +179,13 @@ def recording(
 
     Raises:
         InputError: another shape, infinite values, or no such rate.
+
+    >>> two_leads = recording(np.zeros((2, 2500)), sampling_rate_hz=250, leads=("I", "V1"))
+    >>> two_leads.n_samples, two_leads.leads
+    (2500, ('I', 'V1'))
+    >>> recording(np.zeros((2500, 2)), sampling_rate_hz=250, leads=("I", "V1"))
+    Traceback (most recent call last):
+    ecgfm.ecg.InputError: expected an array (2 leads, time) in millivolt, found (2500, 2); give its transpose
     """
     signal_mv = np.asarray(signal_mv, dtype=np.float64)
     if signal_mv.ndim != 2 or len(signal_mv) != len(leads):
@@ -249,6 +264,13 @@ class Model:
 
         Raises:
             InputError: as `predict`, logits that are not finite, or too little memory; names the batch that fits.
+
+        >>> model = load("ecgfm-data/runs/demo/latest/finetune")
+        >>> short = recording(np.ones((12, 100)), sampling_rate_hz=500, record_id="short")
+        >>> for answer in model.predict_many(["samples/S00031.hea", short]):
+        ...     print(answer if isinstance(answer, Rejected) else len(answer.segments))
+        2
+        too_short: expected at least 5 s, one segment, found 0.2 s
         """
         self.check_predicts()
         prepared = (self._prepare(one) for one in recordings)
@@ -256,7 +278,13 @@ class Model:
             yield outputs.why if isinstance(outputs, Refused) else self.prediction(outputs)
 
     def embed(self, recording: Source) -> Embedding:
-        """The vectors of one recording, by a checkpoint of either kind. Raises as `predict`."""
+        """The vectors of one recording, by a checkpoint of either kind. Raises as `predict`.
+
+        >>> model = load("ecgfm-data/runs/demo/latest/finetune")
+        >>> found = model.embed("samples/S00031.hea")
+        >>> found.segments.shape, found.record.shape
+        ((2, 32), (32,))
+        """
         return _the_one(self.embed_many([recording]))
 
     def embed_many(self, recordings: Iterable[Source], batch_size: int = BATCH_SIZE) -> Iterator[Embedding | Rejected]:

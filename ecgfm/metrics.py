@@ -117,12 +117,20 @@ class Ranked(NamedTuple):
 
 
 def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve of one label: (record,) truth 0, 1 or NaN for unknown; NaN where of one class."""
+    """Area under the ROC curve of one label: (record,) truth 0, 1 or NaN for unknown; NaN where of one class.
+
+    >>> auroc(np.array([0, 0, 1, 1, np.nan]), np.array([0.1, 0.4, 0.35, 0.8, 0.9]))
+    0.75
+    """
     return float(point_scores(truth[:, None], scores[:, None]).auroc[0])
 
 
 def auprc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Average precision of one label: (record,) truth 0, 1 or NaN for unknown; NaN where of one class."""
+    """Average precision of one label: (record,) truth 0, 1 or NaN for unknown; NaN where of one class.
+
+    >>> auprc(np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.4, 0.8])).__round__(3)
+    0.833
+    """
     return float(point_scores(truth[:, None], scores[:, None]).auprc[0])
 
 
@@ -162,6 +170,16 @@ def compare(
 
     Raises:
         ValueError: shapes that do not belong together, a truth that is not 0, 1 or NaN, a score that is not a number.
+
+    >>> truth = np.array([[0], [0], [1], [1], [0], [1]])
+    >>> ours, theirs = np.array([[0.1, 0.3, 0.4, 0.8, 0.2, 0.9], [0.3, 0.2, 0.1, 0.7, 0.6, 0.4]])[:, :, None]
+    >>> patients = ["a", "a", "b", "c", "d", None]
+    >>> models = {"ours": ours, "theirs": theirs}
+    >>> scores = compare(truth, models, ["AF"], patients, differences=[("ours", "theirs")], n_replicates=200)
+    >>> list(scores)
+    ['ours', 'theirs', 'ours - theirs']
+    >>> scores["ours"].n_patients, scores["ours"].macro_auroc.value
+    (5, 1.0)
     """
     if truth.shape != (len(patients), len(labels)):
         raise ValueError(f"expected truth of shape ({len(patients)}, {len(labels)}), found {truth.shape}")
@@ -252,7 +270,11 @@ def pr_curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def best_f1_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
-    """The score of one label, among those that occur, at which F1 is greatest; the highest of several."""
+    """The score of one label, among those that occur, at which F1 is greatest; the highest of several.
+
+    >>> best_f1_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]))
+    0.35
+    """
     true_positives, false_positives = _counts_at_thresholds(truth, scores)
     f1 = 2 * true_positives / (true_positives + false_positives + true_positives[-1])
     one = rank(truth, scores)
@@ -260,7 +282,11 @@ def best_f1_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def operating_point(truth: np.ndarray, scores: np.ndarray, threshold: float) -> OperatingPoint:
-    """The decisions of one label at a threshold, over the records of known truth."""
+    """The decisions of one label at a threshold, over the records of known truth.
+
+    >>> operating_point(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]), threshold=0.35)
+    OperatingPoint(threshold=0.35, true_positives=2, false_negatives=0, false_positives=1, true_negatives=1)
+    """
     present, called = truth == 1, scores >= threshold
     absent = truth == 0
     return OperatingPoint(
@@ -286,6 +312,11 @@ def aggregate(
     Raises:
         InputError: an aggregation that is neither.
         ValueError: shapes that do not belong together.
+
+    >>> probabilities = np.array([[0.2, 0.2], [0.5, 0.5], [0.6, 0.6]])
+    >>> aggregate(["b", "a", "b"], probabilities, ["mean", "max"])
+    (['b', 'a'], array([[0.4, 0.6],
+           [0.5, 0.5]]), array([2, 1]))
     """
     if unknown := set(aggregations) - {"mean", "max"}:
         raise InputError(f"label space: aggregation must be mean or max, found {', '.join(sorted(unknown))}")

@@ -185,6 +185,10 @@ def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipel
 
     Raises:
         InputError: no such pipeline, an unknown key, a wrong value.
+
+    >>> pipeline = load_pipeline(Path("pipelines.yaml"), "demo", ["pretrain.max_steps=200"])
+    >>> pipeline.sources, pipeline.pretrain.max_steps
+    (('synthetic',), 200)
     """
     pipelines = read_pipelines(path)
     if name not in pipelines:

@@ -52,6 +52,12 @@ def to_standard_leads(record: EcgRecord, leads: Sequence[str] = LEADS) -> EcgRec
 
     Raises:
         Rejected: none of the leads, or one twice.
+
+    >>> record = EcgRecord("mine", ("v1", "II"), 500.0, np.array([[0.1, 0.2], [0.3, 0.4]]))
+    >>> to_standard_leads(record, ("I", "II", "V1")).signal_mv
+    array([[nan, nan],
+           [0.3, 0.4],
+           [0.1, 0.2]])
     """
     if record.leads == tuple(leads):
         return record
@@ -90,7 +96,14 @@ def _present(names: tuple[str, ...], leads: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def lead_statistics(signal_mv: np.ndarray) -> LeadStatistics:
-    """Statistics per lead of (lead, time), millivolt; summed in float64."""
+    """Statistics per lead of (lead, time), millivolt; summed in float64.
+
+    >>> found = lead_statistics(np.array([[1.0, 3.0, np.nan], [2.0, 2.0, 2.0]]))
+    >>> found.mean_mv, found.std_mv
+    (array([2., 2.]), array([1., 0.]))
+    >>> found.invalid, found.constant
+    (array([ True, False]), array([False,  True]))
+    """
     signal_mv = signal_mv.astype(np.float64, copy=False)
     valid = ~np.isnan(signal_mv)
     count = valid.sum(axis=1)
@@ -137,6 +150,9 @@ def bridge_gaps(signal_mv: np.ndarray, max_samples: int) -> np.ndarray:
     """The signal with a straight line over every run of at most `max_samples` invalid samples between valid ones.
 
     Longer runs, and those at the start or end, stay invalid. The signal itself where there is nothing to bridge.
+
+    >>> bridge_gaps(np.array([[0.0, np.nan, 0.2, np.nan, np.nan]]), max_samples=1)
+    array([[0. , 0.1, 0.2, nan, nan]])
     """
     invalid = np.isnan(signal_mv)
     if not invalid.any():
@@ -175,6 +191,9 @@ def resample_linear(signal_mv: np.ndarray, from_hz: float, to_hz: float) -> np.n
 
     The same as torch's `interpolate(mode="linear", align_corners=True)`. An invalid sample makes invalid only the
     new samples that lie between it and its neighbours. There is no filter: what is above half of `to_hz` aliases.
+
+    >>> resample_linear(np.array([[0.0, 0.7, 1.4, 2.1]]), from_hz=250, to_hz=500)
+    array([[0. , 0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.1]])
     """
     n_old = signal_mv.shape[1]
     n_new = int(n_old * to_hz / from_hz)
@@ -318,7 +337,11 @@ def _before(signal_mv: np.ndarray, n_more: int, hum: float | None) -> np.ndarray
 
 
 def cut_segments(samples: np.ndarray, segment_samples: int) -> np.ndarray:
-    """(lead, time) -> (segment, lead, segment_samples), from the start without overlap; the tail is dropped."""
+    """(lead, time) -> (segment, lead, segment_samples), from the start without overlap; the tail is dropped.
+
+    >>> cut_segments(np.arange(7)[None], segment_samples=3).tolist()
+    [[[0, 1, 2]], [[3, 4, 5]]]
+    """
     n_leads, n_samples = samples.shape
     n_segments = n_samples // segment_samples
     whole = samples[:, : n_segments * segment_samples].reshape(n_leads, n_segments, segment_samples)

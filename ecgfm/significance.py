@@ -96,6 +96,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """The p of a family of tests, corrected step by step (Holm 1979): reject where it is below the level.
 
     None, a test that could not be made, stays None and does not count. Equal p stay equal.
+
+    >>> holm([0.01, 0.04, 0.03, None])
+    [0.03, 0.06, 0.06, None]
     """
     order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -160,6 +163,11 @@ def delong(
 
     truth: (record,) 0, 1, or NaN for unknown; first, second: (record,) scores, higher is more likely; patients:
         (record,), None where unknown; without it every record is a patient
+
+    >>> truth = np.array([0, 0, 0, 1, 1, 1])
+    >>> tested = delong(truth, np.array([0.1, 0.2, 0.6, 0.4, 0.7, 0.8]), np.array([0.3, 0.6, 0.2, 0.5, 0.4, 0.7]))
+    >>> round(tested.first, 3), round(tested.second, 3), round(tested.p, 2)
+    (0.889, 0.778, 0.72)
     """
     check_scores(truth[:, None], first[:, None])
     check_scores(truth[:, None], second[:, None])

@@ -100,6 +100,12 @@ class OwnLabeler:
 
     Raises:
         InputError: there is no such label set.
+
+    >>> labeler = OwnLabeler(Vocabulary.read(), "ecg-fm-17")
+    >>> for found in labeler.read("Sinus rhythm. No acute infarct, possible left bundle branch block."):
+    ...     print(found.label, found.status, found.probability, (found.start, found.end))
+    Sinus rhythm present 1.0 (0, 12)
+    Left bundle branch block uncertain 0.5 (41, 65)
     """
 
     def __init__(self, vocabulary: Vocabulary, label_set: str | None = None) -> None:
@@ -166,7 +172,11 @@ class OwnLabeler:
         return [self._explained(report[start:end], start) for start, end in split(report)]
 
     def unmatched(self, report: str) -> list[tuple[str, int, int]]:
-        """The words that nothing explains, run by run: (text, start, end)."""
+        """The words that nothing explains, run by run: (text, start, end).
+
+        >>> OwnLabeler(Vocabulary.read()).unmatched("Sinus rhythm with funny squiggles")
+        [('funny squiggles', 18, 33)]
+        """
         return self.read_all(report)[1]
 
     def _read(self, text: str) -> _Read:

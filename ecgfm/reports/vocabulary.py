@@ -158,6 +158,9 @@ class Vocabulary:
 
         Raises:
             InputError: no finding has that name.
+
+        >>> list(Vocabulary.read().ancestors("Left anterior fascicular block"))[:2]
+        ['Left anterior fascicular block', 'Fascicular block']
         """
         self._require(name)
         found: dict[str, tuple[str, ...]] = {}
@@ -188,6 +191,9 @@ class Vocabulary:
 
         Raises:
             InputError: no set has that name.
+
+        >>> list(Vocabulary.read().labels_of("ptb-xl-super"))
+        ['NORM', 'MI', 'STTC', 'CD', 'HYP']
         """
         if label_set not in self.label_sets:
             raise InputError(f"no label set {label_set}; label sets: {', '.join(self.label_sets)}")
