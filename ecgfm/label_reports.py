@@ -272,7 +272,8 @@ class Summary:
             shown = " ".join(f"{counts.get(status, 0):9,}" for status in ("present", "uncertain", "absent"))
             lines.append(f"{label:{width}}  {shown}")
         if self.unmatched:
-            lines.append(f"{self.unmatched:,} different pieces of text that nothing explains, by how often they occur:")
+            pieces = f"{self.unmatched:,} different piece{'' if self.unmatched == 1 else 's'} of text"
+            lines.append(f"{pieces} that nothing explains: the most frequent first in {self.files[-1].name}")
         return [*lines, *map(str, self.files)]
 
 

@@ -7,6 +7,7 @@ import csv
 import random
 import string
 import time
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -328,27 +329,40 @@ def test_every_statement_of_mimic_iv_ecg_is_understood(shared: Path) -> None:
     assert {statement: left for statement in statements if (left := labeler().unmatched(statement))} == {}
 
 
-# superclass: (precision, recall) that must be reached; docs/labeler.md says what the reference is
-PTB_XL = {"NORM": (0.50, 0.38), "MI": (0.83, 0.83), "STTC": (0.69, 0.80), "CD": (0.76, 0.73), "HYP": (0.53, 0.65)}
+# superclass: (precision, recall, F1 on texts that four or more records share) that must be reached; docs/labeler.md has
+# what was measured, and says what the reference is
+PTB_XL = {
+    "NORM": (0.50, 0.38, 0.52),
+    "MI": (0.83, 0.83, 0.83),
+    "STTC": (0.69, 0.80, 0.79),
+    "CD": (0.76, 0.73, 0.55),
+    "HYP": (0.53, 0.65, 0.66),
+}
 
 
 def test_ptb_xl_superclasses_are_found_in_its_reports(shared: Path) -> None:
     """Reports in German, English and Swedish; the text after "Edit:", where the codes stand by hand, is cut."""
     table = pl.read_csv(shared / "data" / "reports" / "ptbxl_reports.csv")
+    texts = [(report or "").partition("Edit:")[0] for report in table["report"]]
+    times = Counter(texts)
+    assert sum(n >= 4 for n in times.values()) == 207
     reader = labeler("ptb-xl-super")
-    counts = {name: [0, 0, 0] for name in PTB_XL}
-    for report, codes in table.select("report", "scp_codes").iter_rows():
-        text = (report or "").partition("Edit:")[0]
+    counts, shared_counts = ({name: [0, 0, 0] for name in PTB_XL} for _ in range(2))
+    for text, codes in zip(texts, table["scp_codes"], strict=True):
         found = {assertion.label for assertion in reader.read(text) if assertion.status != "absent"}
         given = {code.partition(":")[2] for code in codes_of(ast.literal_eval(codes)) if code.startswith("superdiag")}
-        for name, count in counts.items():
-            count[0] += name in found and name in given
-            count[1] += name in found
-            count[2] += name in given
-    reached = {name: (both / found, both / given) for name, (both, found, given) in counts.items()}
+        for one in (counts, shared_counts) if times[text] >= 4 else (counts,):
+            for name, count in one.items():
+                count[0] += name in found and name in given
+                count[1] += name in found
+                count[2] += name in given
+    reached = {}
+    for name, (both, found_in, given_in) in counts.items():
+        both_shared, *either = shared_counts[name]
+        reached[name] = (both / found_in, both / given_in, 2 * both_shared / sum(either))
     short = {
         name: reached[name]
-        for name, (precision, recall) in PTB_XL.items()
-        if reached[name][0] < precision or reached[name][1] < recall
+        for name, least in PTB_XL.items()
+        if any(value < floor for value, floor in zip(reached[name], least, strict=True))
     }
     assert short == {}
