@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -28,8 +27,9 @@ from ecgfm.expected import section as published_section
 from ecgfm.exploration_page import sections as exploration_sections
 from ecgfm.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
 from ecgfm.multiclass import most_probable
+from ecgfm.report_parts import FEW_PATIENTS, MINUS, NONE, Cohort, Training, counted, environment, frame
 from ecgfm.report_pictures import panel_pictures
-from ecgfm.report_template import COST_MARK, SORT_SCRIPT, STYLE, TEMPLATE, svg_image
+from ecgfm.report_template import TEMPLATE, svg_image
 from ecgfm.significance import ALPHA
 
 MODELS = {
@@ -49,61 +49,8 @@ DIFFERENCES = {
 }
 """Which models are compared pair by pair: what finetuning adds, and what pretraining adds."""
 
-FEW_PATIENTS, FEW_POSITIVES = 200, 10
-"""Below these the report says in words that the test split is small."""
-
-ACRONYMS = frozenset({"auroc", "auprc", "cmsc"})
-
-NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-
-MAX_POINTS = 300  # of a training curve; more than a panel has pixels for
-
-
-@dataclass(frozen=True)
-class SplitCounts:
-    """One split. pairs: of CMSC; None where none are made. unknown_patients: records of no known patient."""
-
-    records: int
-    known_patients: int
-    unknown_patients: int
-    segments: int
-    pairs: int | None
-    labelled_records: int
-    labelled_segments: int
-
-    @property
-    def patients(self) -> str:
-        """In words."""
-        if not self.known_patients:
-            return "patients unknown"
-        more = f", {_count(self.unknown_patients)} of unknown patients" if self.unknown_patients else ""
-        return _counted(self.known_patients, "patient") + more
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Records in and out. listed: by source; rejected, excluded: by reason; splits: by name."""
-
-    listed: Mapping[str, int]
-    rejected: Mapping[str, int]
-    excluded: Mapping[str, int]
-    splits: Mapping[str, SplitCounts]
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training run.
-
-    facts: what a reader wants first, as (name, value); config: every value
-    rows: of its metrics.jsonl: `step`, `split` and measures
-    caption: of its curves
-    """
-
-    name: str
-    facts: Sequence[tuple[str, str]]
-    config: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    caption: str
+FEW_POSITIVES = 10
+"""Below this, and `FEW_PATIENTS`, the report says in words that the test split is small."""
 
 
 @dataclass(frozen=True)
@@ -175,30 +122,18 @@ class Report:
 
 def render(report: Report, files: Mapping[str, tuple[str, str]]) -> str:
     """The page. files: what is written beside it and shown in it, collapsed: file name -> (title, content)"""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    made = environment(
+        decimals=lambda value: NONE if np.isnan(value) else f"{value:.3f}",
+        signed=_signed,
+        interval=_interval,
+        capitalize_first=lambda text: text[0].upper() + text[1:],
     )
-    environment.filters |= {
-        "count": _count,
-        "counted": _counted,
-        "decimals": lambda value: NONE if np.isnan(value) else f"{value:.3f}",
-        "signed": _signed,
-        "interval": _interval,
-        "percent": lambda value: f"{100 * value:.1f}%",
-        "words": lambda name: str(name).replace("_", " "),
-        "capitalize_first": lambda text: text[0].upper() + text[1:],
-    }
     scores, cohort = report.scores, report.cohort
-    n_listed, n_rejected, n_excluded = (
-        sum(counts.values()) for counts in (cohort.listed, cohort.rejected, cohort.excluded)
-    )
-    return environment.from_string(TEMPLATE).render(
+    trainings = [run for run in (report.pretraining, report.finetuning, report.small_network) if run]
+    return made.from_string(TEMPLATE).render(
+        frame(cohort, trainings, files),
         r=report,
-        style=Markup(STYLE),
-        script=Markup(SORT_SCRIPT),
-        cost_mark=Markup(COST_MARK),
-        files=files,
-        subject=_counted(len(report.labels), "finding"),
+        subject=counted(len(report.labels), "finding"),
         diagrams=_diagrams(report),
         models={key: name for key, name in MODELS.items() if key in scores},
         differences={" - ".join(pair): name for pair, name in DIFFERENCES.items() if set(pair) <= set(scores)},
@@ -208,24 +143,18 @@ def render(report: Report, files: Mapping[str, tuple[str, str]]) -> str:
         comparison=_comparison(report),
         meaning=_meaning(report),
         small=_small(report),
-        n_listed=n_listed,
-        n_rejected=n_rejected,
-        n_prepared=n_listed - n_rejected,
-        n_excluded=n_excluded,
-        n_split=n_listed - n_rejected - n_excluded,
         findings=_findings(report),
         unlabelled=sum(split.records - split.labelled_records for split in cohort.splits.values()),
         unknown_note=_unknown_note(report),
         replicate_note=_replicate_note(report),
         roc=_curves(report, roc=True),
         pr=_curves(report, roc=False),
-        trainings=[_training(run) for run in (report.pretraining, report.finetuning, report.small_network) if run],
         probes=[(name, f"{c:g}") for name, c in report.probe_strengths],
         ecgs=[_ecg(report, ecg) for ecg in report.ecgs],
-        published=published_section(environment, report.published, MODELS),
-        assessment=sections(environment, report.assessment, report.shots, MODELS),
-        between=transfer_page.sections(environment, report.between),
-        exploration=exploration_sections(environment, report.confusion, report.embedding_map),
+        published=published_section(made, report.published, MODELS),
+        assessment=sections(made, report.assessment, report.shots, MODELS),
+        between=transfer_page.sections(made, report.between),
+        exploration=exploration_sections(made, report.confusion, report.embedding_map),
     )
 
 
@@ -238,12 +167,12 @@ def _summary(report: Report) -> str:
     n_labels = len(report.labels) - len(finetuned.left_out)
     test = report.cohort.splits["test"]
     known = test.known_patients and not test.unknown_patients
-    whose = f" of {_counted(finetuned.n_patients, 'patient')}" if known else ""
+    whose = f" of {counted(finetuned.n_patients, 'patient')}" if known else ""
     apart = " that no training step has seen" if report.training_is_known and not report.leak else ""
     parts = [
-        f"On {_counted(finetuned.n_records, 'test record')}{whose}{apart}, the finetuned model "
+        f"On {counted(finetuned.n_records, 'test record')}{whose}{apart}, the finetuned model "
         f"reaches a macro AUROC of {_with_interval(finetuned.macro_auroc)} and a macro AUPRC of "
-        f"{_with_interval(finetuned.macro_auprc)} over {_counted(n_labels, 'finding')}."
+        f"{_with_interval(finetuned.macro_auprc)} over {counted(n_labels, 'finding')}."
     ]
     for key, what in (
         ("probe", "A linear probe on the frozen pretrained encoder reaches"),
@@ -291,7 +220,7 @@ def _comparison(report: Report) -> str:
 def _meaning(report: Report) -> str:
     return (
         f"An interval says how far the number might move had other patients been in the test split: the middle "
-        f"{100 * report.confidence:g} % of {_count(report.n_replicates)} draws of {_drawn(report)} with "
+        f"{100 * report.confidence:g} % of {report.n_replicates:,} draws of {_drawn(report)} with "
         "replacement. Differences are taken on the same draws, so they can be clear where the single intervals overlap."
     )
 
@@ -300,8 +229,8 @@ def _drawn(report: Report) -> str:
     """What the bootstrap draws: patients, or where they are unknown, records."""
     n, test = report.scores["finetuned"].n_patients, report.cohort.splits["test"]
     if not test.known_patients:
-        return f"{_counted(n, 'record')} (patients unknown)"
-    return _counted(n, "patient") + (" (a record of no known patient counts as one)" if test.unknown_patients else "")
+        return f"{counted(n, 'record')} (patients unknown)"
+    return counted(n, "patient") + (" (a record of no known patient counts as one)" if test.unknown_patients else "")
 
 
 def _small(report: Report) -> str:
@@ -330,7 +259,7 @@ def _small(report: Report) -> str:
 
 def _unknown_note(report: Report) -> str:
     unknown = int(np.isnan(report.truth).sum())
-    return f"Left out label by label: {_counted(unknown, 'unknown label')} of these records." if unknown else ""
+    return f"Left out label by label: {counted(unknown, 'unknown label')} of these records." if unknown else ""
 
 
 def _replicate_note(report: Report) -> str:
@@ -340,9 +269,9 @@ def _replicate_note(report: Report) -> str:
         return ""
     worst = max(lost, key=lambda label: lost[label])
     return (
-        f"In some of the {_count(report.n_replicates)} replicates a finding has no record with or none without it, and "
-        f"is left out there: {_counted(len(lost), 'finding')}, most often {worst} ({_count(lost[worst])}). The macro "
-        f"mean of such a replicate ({_count(finetuned.incomplete_replicates)} of them) is that of its other findings."
+        f"In some of the {report.n_replicates:,} replicates a finding has no record with or none without it, and "
+        f"is left out there: {counted(len(lost), 'finding')}, most often {worst} ({lost[worst]:,}). The macro "
+        f"mean of such a replicate ({finetuned.incomplete_replicates:,} of them) is that of its other findings."
     )
 
 
@@ -395,7 +324,7 @@ def curve_panels(report: Report, roc: bool) -> list[Panel]:
             for name in ("finetuned", "probe")
         )
         axes = (f"1 {MINUS} specificity", "sensitivity") if roc else ("recall", "precision")
-        title = f"{_shortened(scores.label)}\n{_count(scores.positives)} of {_count(scores.n)}"
+        title = f"{_shortened(scores.label)}\n{scores.positives:,} of {scores.n:,}"
         level = None if roc else scores.positives / scores.n
         panels.append(Panel(title, *axes, series, unit_square=True, diagonal=roc, level=level))
     return panels
@@ -403,39 +332,6 @@ def curve_panels(report: Report, roc: bool) -> list[Panel]:
 
 def _curves(report: Report, roc: bool) -> Markup:
     return panel_pictures(curve_panels(report, roc), "ROC" if roc else "Precision-recall")
-
-
-def _training(run: Training) -> dict[str, Any]:
-    panels = training_panels(run.rows)
-    return {
-        "name": run.name,
-        "facts": run.facts,
-        "config": [(name, _value(value)) for name, value in flatten(run.config)],
-        "caption": run.caption,
-        "figure": panel_pictures(panels, run.name, (2.5, 1.9)) if panels else "",
-    }
-
-
-def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """A panel per measure of a metrics.jsonl, over steps, with a line per split.
-
-    Settings and the gradient's norm are no measures. Long curves are thinned to means of consecutive steps.
-    """
-    settings = {"step", "epoch", "split", "learning_rate", "quantizer_temperature", "gradient_norm"}
-    names = dict.fromkeys(name for row in rows for name in row if name not in settings)
-    splits = sorted({str(row["split"]) for row in rows})
-    panels = []
-    for name in names:
-        series = []
-        for split in splits:
-            points = [(row["step"], row[name]) for row in rows if row["split"] == split and row.get(name) is not None]
-            if points:
-                x, y = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-                series.append(Series(split, _thinned(x), _thinned(y)))
-        if series:
-            words = [word.upper() if word in ACRONYMS else word for word in name.split("_")]
-            panels.append(Panel(" ".join(words), "step", "", tuple(series)))
-    return panels
 
 
 def _ecg(report: Report, ecg: DrawnEcg) -> dict[str, Any]:
@@ -466,38 +362,6 @@ def _ecg(report: Report, ecg: DrawnEcg) -> dict[str, Any]:
 
 
 # ---- numbers ------------------------------------------------------------------------------------------------------
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested values as (dotted name, value)."""
-    flat: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        flat += flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
-    return flat
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return NONE
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_value(one) for one in value)
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _thinned(values: np.ndarray) -> np.ndarray:
-    """At most `MAX_POINTS` means of consecutive values."""
-    parts = np.array_split(values, min(MAX_POINTS, len(values)))
-    return np.array([part.mean() for part in parts])
-
-
-def _count(n: int) -> str:
-    return f"{n:,}"
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _share(part: int, whole: int) -> tuple[str, str]:

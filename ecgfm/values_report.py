@@ -8,19 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from ecgfm.assessment_page import shown_p
 from ecgfm.cohort import cohort_svg
 from ecgfm.drawing import Panel, Series
-from ecgfm.html_report import FEW_PATIENTS, MINUS, NONE, Cohort, Training, flatten, training_panels
 from ecgfm.label_space import Label
 from ecgfm.metrics import Estimate
 from ecgfm.regression import ModelScores, PartValues, ValueDifference, ValueScores
+from ecgfm.report_parts import FEW_PATIENTS, MINUS, Cohort, Training, counted, environment, frame
 from ecgfm.report_pictures import panel_pictures
-from ecgfm.report_template import COST_MARK, SORT_SCRIPT, STYLE, svg_image
+from ecgfm.report_template import svg_image
 from ecgfm.significance import ALPHA
 from ecgfm.values_template import TEMPLATE
 
@@ -76,29 +74,10 @@ class ValuesReport:
 
 def render(report: ValuesReport, files: Mapping[str, tuple[str, str]]) -> str:
     """The page. files: what is written beside it and shown in it, collapsed: file name -> (title, content)"""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {
-        "count": lambda n: f"{n:,}",
-        "counted": _counted,
-        "decimals": shown,
-        "signed": lambda value: shown(value, signed=True),
-        "interval": _interval,
-        "percent": lambda value: f"{100 * value:.1f}%",
-        "words": lambda name: str(name).replace("_", " "),
-        "p": shown_p,
-    }
-    cohort = report.cohort
-    n_listed, n_rejected, n_excluded = (
-        sum(counts.values()) for counts in (cohort.listed, cohort.rejected, cohort.excluded)
-    )
-    return environment.from_string(TEMPLATE).render(
+    made = environment(decimals=shown, signed=lambda value: shown(value, signed=True), interval=_interval, p=shown_p)
+    return made.from_string(TEMPLATE).render(
+        frame(report.cohort, (report.pretraining, report.finetuning), files),
         r=report,
-        style=Markup(STYLE),
-        script=Markup(SORT_SCRIPT),
-        cost_mark=Markup(COST_MARK),
-        files=files,
         finetuned=report.scores["finetuned"],
         subject="; ".join(_with_unit(label.name, label.unit) for label in report.labels),
         confidence=f"{100 * report.confidence:g} %",
@@ -111,12 +90,6 @@ def render(report: ValuesReport, files: Mapping[str, tuple[str, str]]) -> str:
         ],
         drawn=_drawn(report),
         diagram=svg_image(cohort_svg(report.counts), "Flow of records; the numbers are below"),
-        n_listed=n_listed,
-        n_rejected=n_rejected,
-        n_prepared=n_listed - n_rejected,
-        n_excluded=n_excluded,
-        n_split=n_listed - n_rejected - n_excluded,
-        trainings=[_training(run) for run in (report.pretraining, report.finetuning)],
         baselines=_baselines(report),
     )
 
@@ -138,7 +111,7 @@ def _summary(report: ValuesReport) -> str:
     """The headline, with every number's interval."""
     finetuned, floor = report.scores["finetuned"], report.scores["train_mean"]
     apart = " that no training step has seen" if report.training_is_known and not report.leak else ""
-    sentences = [f"The finetuned model, on {_counted(finetuned.n_records, 'test record')}{_whose(report)}{apart}."]
+    sentences = [f"The finetuned model, on {counted(finetuned.n_records, 'test record')}{_whose(report)}{apart}."]
     for one, mean in zip(finetuned.labels, floor.labels, strict=True):
         sentences.append(
             f"{one.label[:1].upper()}{one.label[1:]} is off by {_in_words(one.mean_absolute_error)} {one.unit}".rstrip()
@@ -163,7 +136,7 @@ def _bias(one: ValueScores) -> str:
 def _whose(report: ValuesReport) -> str:
     test = report.cohort.splits["test"]
     known = test.known_patients and not test.unknown_patients
-    return f" of {_counted(report.scores['finetuned'].n_patients, 'patient')}" if known else ""
+    return f" of {counted(report.scores['finetuned'].n_patients, 'patient')}" if known else ""
 
 
 def _comparison(report: ValuesReport) -> list[str]:
@@ -196,7 +169,7 @@ def _small(report: ValuesReport) -> str:
         return ""
     of_whom = "patient" if report.cohort.splits["test"].known_patients else "record"
     return (
-        f"This test split is small: it holds {_counted(finetuned.n_patients, of_whom)}. One more or less moves such "
+        f"This test split is small: it holds {counted(finetuned.n_patients, of_whom)}. One more or less moves such "
         "numbers visibly, and a bootstrap of so few tends to give intervals that are too narrow. Read the numbers as a "
         "check that the pipeline works and learns, not as the performance of the model."
     )
@@ -279,17 +252,6 @@ def agreement_panels(report: ValuesReport, k: int) -> list[Panel]:
     ]
 
 
-def _training(run: Training) -> dict[str, Any]:
-    panels = training_panels(run.rows)
-    return {
-        "name": run.name,
-        "facts": run.facts,
-        "config": [(name, _value(value)) for name, value in flatten(run.config)],
-        "caption": run.caption,
-        "figure": panel_pictures(panels, f"Curves of {run.name.lower()}", (2.5, 1.9)) if panels else "",
-    }
-
-
 # ---- numbers -----------------------------------------------------------------------------------------------------
 
 
@@ -316,15 +278,3 @@ def _in_words(estimate: Estimate | None) -> str:
 
 def _with_unit(name: str, unit: str) -> str:
     return f"{name}, {unit}" if unit else name
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_value(one) for one in value)
-    return NONE if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -19,18 +19,10 @@ from ecgfm.contracts import empty_table
 from ecgfm.ecg import LEADS
 from ecgfm.embedding_map import embedding_map
 from ecgfm.expected import beside
-from ecgfm.html_report import (
-    DIFFERENCES,
-    MAX_POINTS,
-    Cohort,
-    DrawnEcg,
-    Report,
-    SplitCounts,
-    Training,
-    training_panels,
-)
+from ecgfm.html_report import DIFFERENCES, DrawnEcg, Report
 from ecgfm.html_report import render as render_with_files
 from ecgfm.metrics import best_f1_threshold, compare, operating_point
+from ecgfm.report_parts import MAX_POINTS, Cohort, SplitCounts, Training, training_panels
 
 LABELS = ["atrial fibrillation", "<b>pacing</b> & rhythm", "sinus rhythm"]
 PUBLISHED = [

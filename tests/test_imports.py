@@ -74,9 +74,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export_texts": {*WORDS, "cards"},
     "regression": {*RECORDS, "metrics", "significance", "subgroups"},
     "values_template": {"report_template"},
+    "report_parts": {"drawing", "report_pictures", "report_template"},
     "values_report": {
         *RECORDS,
-        *("metrics", "label_space", "regression", "cohort", "drawing", "html_report", "report_pictures"),
+        *("metrics", "label_space", "regression", "cohort", "drawing", "report_parts", "report_pictures"),
         *("assessment_page", "report_template", "significance", "values_template"),
     },
     "leakage": TABLES,
@@ -107,7 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "expected",
             "report_template",
         ),
-        *("cohort", "confusion", "embedding_map", "exploration_page", "report_pictures"),
+        *("cohort", "confusion", "embedding_map", "exploration_page", "report_parts", "report_pictures"),
         *("between_sources", "significance", "transfer_page"),
     },
     # the DAG
@@ -149,7 +150,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lead_subsets": {*TRAINING - {"training"}, "subgroups"},
     "report_contents": {
         *TRAINING - {"training"},
-        *("splits", "attribution", "cards", "drawing", "html_report", "small_network"),
+        *("splits", "attribution", "cards", "drawing", "html_report", "report_parts", "small_network"),
     },
     "evaluated": {*TRAINING - {"training"}, "splits", "cards"},
     "evaluate_values": {
