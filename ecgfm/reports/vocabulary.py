@@ -12,7 +12,7 @@ means one thing; to give it to two is a mistake, named with its line.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from importlib import resources
@@ -162,14 +162,7 @@ class Vocabulary:
         >>> list(Vocabulary.read().ancestors("Left anterior fascicular block"))[:2]
         ['Left anterior fascicular block', 'Fascicular block']
         """
-        self._require(name)
-        found: dict[str, tuple[str, ...]] = {}
-        waiting = [name]
-        for at in waiting:
-            if at not in found:
-                found[at] = self.findings[at].parents
-                waiting.extend(found[at])
-        return found
+        return self._reached(name, lambda at: self.findings[at].parents)
 
     def descendants(self, name: str) -> dict[str, tuple[str, ...]]:
         """A finding and everything that is a kind of it, nearest first, each with its children.
@@ -177,14 +170,7 @@ class Vocabulary:
         Raises:
             InputError: no finding has that name.
         """
-        self._require(name)
-        found: dict[str, tuple[str, ...]] = {}
-        waiting = [name]
-        for at in waiting:
-            if at not in found:
-                found[at] = tuple(self._children[at])
-                waiting.extend(found[at])
-        return found
+        return self._reached(name, lambda at: tuple(self._children[at]))
 
     def labels_of(self, label_set: str) -> Mapping[str, LabelRule]:
         """The labels of a set, in its order.
@@ -198,6 +184,17 @@ class Vocabulary:
         if label_set not in self.label_sets:
             raise InputError(f"no label set {label_set}; label sets: {', '.join(self.label_sets)}")
         return self.label_sets[label_set]
+
+    def _reached(self, name: str, step: Callable[[str], tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """A finding and all that steps lead to, nearest first, each with where it leads."""
+        self._require(name)
+        found: dict[str, tuple[str, ...]] = {}
+        waiting = [name]
+        for at in waiting:
+            if at not in found:
+                found[at] = step(at)
+                waiting.extend(found[at])
+        return found
 
     def _require(self, name: str) -> None:
         if name not in self.findings:
