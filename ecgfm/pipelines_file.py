@@ -165,12 +165,18 @@ class Pipeline:
 
 
 def read_pipelines(path: Path) -> dict[str, dict[str, Any]]:
-    """The pipelines of a pipelines.yaml, unchecked: a mapping of name to values."""
+    """The pipelines of a pipelines.yaml, unchecked: a mapping of name to values.
+
+    Raises:
+        InputError: no such file, one that cannot be read, or no YAML of this form.
+    """
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; name one with --pipelines FILE") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict) or not all(isinstance(values, dict) for values in loaded.values()):
         raise InputError(f"{path}: expected a mapping of pipeline names to their values")

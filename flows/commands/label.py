@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ecgfm.config import ReportsConfig, from_dict
-from flows.commands.options import Debug, one_line_errors
+from flows.commands.options import Debug, complete_label_sets, one_line_errors
 
 
 class _TableByDefault(TyperGroup):
@@ -54,6 +54,7 @@ LabelSet = Annotated[
         metavar="SET",
         help="Only a set of labels, such as ecg-fm-17; ecgfm label sets lists them.",
         show_default="every finding",
+        autocompletion=complete_label_sets,
     ),
 ]
 Rules = Annotated[
@@ -117,9 +118,12 @@ def compare(
     id_column: Annotated[
         str, typer.Option("--id-column", metavar="NAME", help="The column that names each report.")
     ] = "record_id",
-    label_set: Annotated[str, typer.Option("--labels", metavar="SET", help="Labels that both modes give.")] = (
-        "ecg-fm-17"
-    ),
+    label_set: Annotated[
+        str,
+        typer.Option(
+            "--labels", metavar="SET", help="Labels that both modes give.", autocompletion=complete_label_sets
+        ),
+    ] = "ecg-fm-17",
     mended: Mended = False,
     above: Annotated[
         float,

@@ -1,10 +1,10 @@
-"""What commands share: options, how errors end, what the log looks like."""
+"""What commands share: options and what the Tab key offers for them, how errors end, what the log looks like."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +13,73 @@ import typer
 
 from ecgfm.ecg import InputError
 from ecgfm.files import DISK_ERRORS
-from ecgfm.pipelines_file import Pipeline, load_pipeline
+from ecgfm.pipeline import STAGE_NAMES
+from ecgfm.pipelines_file import Pipeline, load_pipeline, read_pipelines
+from ecgfm.runs import run_folders
 from ecgfm.stages import StageFailed
 
 _PACKAGED = Path(__file__).parents[1] / "pipelines.yaml"
 PIPELINES = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[2] / "pipelines.yaml"
 
-PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A name in pipelines.yaml, such as ptb-xl.")]
+# ---- what the Tab key offers beside commands and options
+
+
+def complete_pipelines(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Names in the pipelines file, with what they are. Of a file that cannot be read none: the command will say why."""
+    try:
+        known = read_pipelines(pipelines_file(ctx.params.get("pipelines")))
+    except InputError:
+        return []
+    named = ctx.params.get("names") or ()  # of a command that takes several
+    offered = [name for name in _beginning(incomplete, known) if name not in named]
+    return [(name, str(known[name].get("description", ""))) for name in offered]
+
+
+def complete_stages(incomplete: str) -> list[str]:
+    """Kinds of stages, in their order."""
+    return _beginning(incomplete, STAGE_NAMES)
+
+
+def complete_runs(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The pipelines that have run in the data directory, and their runs, newest first."""
+    folders = sorted(run_folders(Path(ctx.params.get("data_dir") or "ecgfm-data")), reverse=True)
+    pipelines = sorted({folder.parent.name for folder in folders})
+    latest = [f"{name}/latest" for name in pipelines]
+    return _beginning(incomplete, [*pipelines, *latest, *(f"{one.parent.name}/{one.name}" for one in folders)])
+
+
+def complete_sources(incomplete: str) -> list[str]:
+    """Sources that can be downloaded."""
+    from ecgfm.archives import ARCHIVES
+
+    return _beginning(incomplete, ARCHIVES)
+
+
+def complete_label_sets(incomplete: str) -> list[str]:
+    """Our sets of labels."""
+    from ecgfm.reports.vocabulary import Vocabulary
+
+    return _beginning(incomplete, Vocabulary.read().label_sets)
+
+
+def complete_devices(incomplete: str) -> list[str]:
+    """Where a model can be; torch, which would say what is there, takes too long."""
+    return _beginning(incomplete, ("auto", "cpu", "cuda"))
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+# ---- options
+
+
+PipelineName = Annotated[
+    str,
+    typer.Argument(
+        metavar="PIPELINE", help="A name in pipelines.yaml, such as ptb-xl.", autocompletion=complete_pipelines
+    ),
+]
 Raw = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,14 +102,31 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as pretrain.max_steps=200. Repeatable."),
 ]
 Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="STAGE", help="Make just this stage, such as splits. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="STAGE",
+        help="Make just this stage, such as splits. Repeatable.",
+        autocompletion=complete_stages,
+    ),
 ]
 From = Annotated[
-    str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and those after it, such as finetune.")
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="STAGE",
+        help="Make this stage and those after it, such as finetune.",
+        autocompletion=complete_stages,
+    ),
 ]
 Force = Annotated[
     list[str] | None,
-    typer.Option("--force", metavar="STAGE", help="Make a stage again although it is there. Repeatable."),
+    typer.Option(
+        "--force",
+        metavar="STAGE",
+        help="Make a stage again although it is there. Repeatable.",
+        autocompletion=complete_stages,
+    ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash every output before it is used, not only its size.")]
 HashRaw = Annotated[

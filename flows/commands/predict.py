@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.commands.options import Debug, one_line_errors
+from flows.commands.options import Debug, complete_devices, one_line_errors
 
 app = typer.Typer()
 
@@ -31,7 +31,12 @@ Inputs = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Segments that the model sees at once.")]
-Device = Annotated[str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda or cuda:1.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto (a GPU where there is one), cpu, cuda or cuda:1.", autocompletion=complete_devices
+    ),
+]
 Precision = Annotated[
     Literal["fp32", "bf16"], typer.Option("--precision", help="Of the matrix products; bf16 is faster on a GPU.")
 ]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ecgfm.pipelines_file import read_pipelines
-from flows.commands.options import Debug, log_to_terminal, one_line_errors, pipelines_file
+from flows.commands.options import Debug, complete_sources, log_to_terminal, one_line_errors, pipelines_file
 
 app = typer.Typer()
 
@@ -19,7 +19,13 @@ app = typer.Typer()
 @app.command("download")
 def fetch(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="physionet2021, ptb_xl, mimic_iv_ecg or code15.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="physionet2021, ptb_xl, mimic_iv_ecg or code15.",
+            show_default=False,
+            autocompletion=complete_sources,
+        ),
     ],
     to: Annotated[
         Path,

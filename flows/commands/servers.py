@@ -20,6 +20,7 @@ from flows.commands.options import (
     Debug,
     PipelinesFile,
     Raw,
+    complete_pipelines,
     one_line_errors,
     pipelines_file,
     raw_folders,
@@ -36,7 +37,10 @@ Port = Annotated[int, typer.Option("--port", help="Where the server listens, on 
 Pipelines = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[PIPELINE]...", help="Just these; else all whose raw folders are known.", show_default=False
+        metavar="[PIPELINE]...",
+        help="Just these; else all whose raw folders are known.",
+        show_default=False,
+        autocompletion=complete_pipelines,
     ),
 ]
 GpuSlots = Annotated[

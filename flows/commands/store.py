@@ -20,7 +20,7 @@ from ecgfm.lineage import Branch, Leaf, Lineage, Made, lineage_of
 from ecgfm.pipeline import STAGE_NAMES
 from ecgfm.runs import Run, find_run, find_runs, keep, links_below
 from ecgfm.stages import Store
-from flows.commands.options import DataDir, Debug, one_line_errors
+from flows.commands.options import DataDir, Debug, complete_runs, complete_stages, one_line_errors
 from flows.commands.tables import (
     TIED,
     counted,
@@ -46,11 +46,22 @@ All = Annotated[bool, typer.Option("--all", help="Every slice on a line of its o
 @app.command("runs")
 def show_runs(
     name: Annotated[
-        str | None, typer.Argument(metavar="[PIPELINE | RUN]", help="Of one pipeline; or one run, such as demo/latest.")
+        str | None,
+        typer.Argument(
+            metavar="[PIPELINE | RUN]",
+            help="Of one pipeline; or one run, such as demo/latest.",
+            autocompletion=complete_runs,
+        ),
     ] = None,
     data_dir: DataDir = Path("ecgfm-data"),
-    keep_run: Annotated[str | None, typer.Option("--keep", metavar="RUN", help="From now on gc keeps it.")] = None,
-    release: Annotated[str | None, typer.Option("--release", metavar="RUN", help="gc may remove it again.")] = None,
+    keep_run: Annotated[
+        str | None,
+        typer.Option("--keep", metavar="RUN", help="From now on gc keeps it.", autocompletion=complete_runs),
+    ] = None,
+    release: Annotated[
+        str | None,
+        typer.Option("--release", metavar="RUN", help="gc may remove it again.", autocompletion=complete_runs),
+    ] = None,
     every: All = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -93,7 +104,10 @@ def show_runs(
 def show_stages(
     data_dir: DataDir = Path("ecgfm-data"),
     stage: Annotated[
-        str | None, typer.Option("--stage", metavar="STAGE", help="Of this stage alone, such as prepare.")
+        str | None,
+        typer.Option(
+            "--stage", metavar="STAGE", help="Of this stage alone, such as prepare.", autocompletion=complete_stages
+        ),
     ] = None,
     unused: Annotated[bool, typer.Option("--unused", help="Just what no run uses.")] = False,
     every: All = False,
