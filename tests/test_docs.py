@@ -46,11 +46,22 @@ from flows.commands.options import PIPELINES
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-RUN = ("index", "quickstart", "own-data", "from-ecg-fm", "adding-a-source", "glossary", "prepare-dataset", "labeler")
+RUN = (
+    "index",
+    "quickstart",
+    "own-data",
+    "from-ecg-fm",
+    "adding-a-source",
+    "glossary",
+    "prepare-dataset",
+    "labeler",
+    "answers",
+)
 AFTER = {  # page -> the page in whose folder it goes on
     "own-data": "quickstart",
     "from-ecg-fm": "quickstart",
     "labeler": "quickstart",
+    "answers": "quickstart",
 }
 BEGINS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {  # page -> what it finds, until it is done
     "prepare-dataset": published_ptb_xl,
