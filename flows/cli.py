@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -11,23 +12,45 @@ from flows.commands import bench, checkpoints, doctor, export, label, predict, r
 
 app = typer.Typer(
     name="ecgfm",
-    help="From raw ECG recordings to a pretrained, finetuned and evaluated foundation model.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (runs, store, servers, recordings, predict, export, doctor):
-    app.add_typer(group.app)
-app.add_typer(checkpoints.app, name="checkpoint")
-app.add_typer(label.app, name="label")
-app.add_typer(bench.app, name="bench")
+# how --help puts commands together; those of a group without a name stand for themselves
+PANELS: dict[str, list[tuple[typer.Typer, str | None]]] = {
+    "Recordings": [(recordings.app, None)],
+    "Reports": [(label.app, "label")],
+    "Pipelines": [(runs.app, None)],
+    "Models": [(predict.app, None), (checkpoints.app, "checkpoint"), (export.app, None)],
+    "Looking back": [(store.app, None)],
+    "Schedules and servers": [(servers.app, None)],
+    "This machine": [(doctor.app, None), (bench.app, "bench")],
+}
+
+
+def _as_paragraphs(text: str) -> str:
+    """A docstring's paragraphs as one line each: a terminal has its own width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+for panel, groups in PANELS.items():
+    for group, name in groups:
+        for command in group.registered_commands:
+            command.help = _as_paragraphs(inspect.getdoc(command.callback) or "")
+            command.rich_help_panel = None if name else panel
+        if name:
+            group.info.help = _as_paragraphs(str(group.info.help))
+        app.add_typer(group, name=name, rich_help_panel=panel)
 
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
-    """From raw ECG recordings to a pretrained, finetuned and evaluated foundation model."""
+    """From raw ECG recordings to a pretrained, finetuned and evaluated foundation model.
+
+    To begin: ecgfm doctor, then ecgfm run demo. Every command has an example: ecgfm COMMAND --help.
+    """
     if version:
         typer.echo(f"ecgfm {__version__}")
         raise typer.Exit

@@ -46,6 +46,7 @@ from flows.commands.options import PIPELINES
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+COMMANDS: Any = get_command(app)
 RUN = (
     "index",
     "quickstart",
@@ -283,7 +284,7 @@ def check_command(words: list[str]) -> None:
     Raises:
         AssertionError: one is not.
     """
-    command, context = get_command(app), typer.Context(get_command(app), info_name="ecgfm")
+    command, context = COMMANDS, typer.Context(COMMANDS, info_name="ecgfm")
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         name = words[0] if words[0] in command.commands else "table"  # `ecgfm label reports.csv`
         assert name in command.commands, f"ecgfm has no command {words[0]!r}"

@@ -19,15 +19,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
-from test_docs import DOCS, ROOT
+from test_docs import DOCS, ROOT, all_commands
 from training_data import TINY
+from typer.main import get_command
 
 from ecgfm import checkpoints
 from ecgfm.checkpoints import Meta
 from ecgfm.contracts import CONTRACTS
 from ecgfm.ecg import LEADS
 from ecgfm.model import Classifier
+from flows.cli import PANELS, app
 from flows.commands.options import PIPELINES
 
 SHOWN = re.compile(r"^::: ([\w.]+)\n(?:    options: (.*)\n)?", re.MULTILINE)
@@ -202,3 +205,24 @@ def test_every_contract_is_on_the_page_of_tables(reference: types.ModuleType) ->
     heads = re.findall(r"^### (\S+)$", made, re.MULTILINE)
     assert heads == sorted(path.stem for path in CONTRACTS.glob("*.yaml"))
     assert "| `patient_id` | string |  | may be null |" in made
+
+
+# ---- the page of commands
+
+
+def test_the_page_of_commands_has_all_of_them_as_their_help_tells() -> None:
+    root = get_command(app)
+    commands = list(all_commands(root, typer.Context(root, info_name="ecgfm")))
+    assert len(commands) > 30
+    told = {path: str(command.help).partition("\n\n")[0] for path, command, _ in commands}
+    page = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `(ecgfm [\w -]+)` \| (.*) \|$", page, re.MULTILINE)) == told
+    assert re.findall(r"^### (.*)$", page, re.MULTILINE) == list(PANELS)
+
+
+def test_the_help_of_a_command_is_wrapped_by_the_terminal_alone() -> None:
+    root = get_command(app)
+    for path, command, _ in all_commands(root, typer.Context(root, info_name="ecgfm")):
+        paragraphs = str(command.help).split("\n\n")
+        assert len(paragraphs) > 2, path  # what it does, Example:, the example
+        assert not any("\n" in paragraph for paragraph in paragraphs), path

@@ -10,7 +10,9 @@ import typer
 
 from flows.commands.options import Debug, one_line_errors
 
-app = typer.Typer(help="Look at a model's weights; make the published ones ours.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at a model's weights; download the published ones, and make them ours.", no_args_is_help=True
+)
 
 Heads = Annotated[
     int | None,

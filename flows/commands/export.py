@@ -34,7 +34,7 @@ def export_checkpoint(
     ] = "other",
     debug: Debug = False,
 ) -> None:
-    """Export a model for those who have not ecgfm: weights, preprocessing.json, and an example that uses them.
+    """Export a model for those who do not have ecgfm: weights, preprocessing.json, and an example that uses them.
 
     What was written is read back and compared with the checkpoint; nothing is uploaded.
 

@@ -99,14 +99,18 @@ PipelinesFile = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, such as pretrain.max_steps=200. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value, such as pretrain.max_steps=200. Repeatable. Every key: docs/api/keys.md.",
+    ),
 ]
 Only = Annotated[
     list[str] | None,
     typer.Option(
         "--only",
         metavar="STAGE",
-        help="Make just this stage, such as splits. Repeatable.",
+        help=f"Make just this stage. Repeatable. Stages: {', '.join(STAGE_NAMES)}.",
         autocompletion=complete_stages,
     ),
 ]
@@ -116,6 +120,15 @@ From = Annotated[
         "--from",
         metavar="STAGE",
         help="Make this stage and those after it, such as finetune.",
+        autocompletion=complete_stages,
+    ),
+]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until",
+        metavar="STAGE",
+        help="Make this stage and those before it, such as splits.",
         autocompletion=complete_stages,
     ),
 ]
