@@ -115,6 +115,10 @@ def test_a_plan_says_why(prepared: Path) -> None:
 
     assert plan_of(prepared, "--force", "labels")["labels"].endswith("forced")
     assert plan_of(prepared, "--only", "splits")["labels"].startswith("skip")
+    until = {name: line.partition(" ")[0] for name, line in plan_of(prepared, "--until", "labels").items()}
+    assert until["prepare synthetic"] == until["splits"] == until["labels"] == "cached"
+    assert until["manifests"] == until["pretrain"] == until["evaluate"] == "skip"
+    assert plan_of(prepared, "--until", "pretrain")["pretrain"].startswith("run")
 
 
 def test_what_a_run_may_be_told_a_plan_may_be_told_too() -> None:
@@ -156,6 +160,9 @@ def mistake(*words: str | Path) -> str:
         (["run", "demo", "--set", "pretrain.max_steps"], "expected KEY=VALUE"),
         (["run", "demo", "--only", "train"], "no such stage; stages: synthesize, list"),
         (["run", "demo", "--from", "training"], "no such stage"),
+        (["run", "demo", "--until", "train"], "--until train: no such stage; stages: synthesize, list"),
+        (["plan", "demo", "--until", "splits", "--only", "list"], "--until splits and --only: expected one of them"),
+        (["plan", "demo", "--until", "splits", "--from", "list"], "--until splits and --from: expected one of them"),
         (["run", "demo", "--only", "finetune", "--no-prefect"], "is not made yet"),
         (["run", "demo", "--pipelines", "/nowhere/pipelines.yaml"], "no such file"),
     ],

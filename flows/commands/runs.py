@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ecgfm.ecg import InputError
 from ecgfm.pipeline import PREPARE, SPLITS, STAGE_NAMES, PlannedStage, Selection, plan
 from ecgfm.pipelines_file import load_pipeline, read_pipelines
 from ecgfm.runs import report_of, run_locally
@@ -29,6 +30,7 @@ from flows.commands.options import (
     PipelinesFile,
     Raw,
     Set,
+    Until,
     Verify,
     asked_for,
     log_to_terminal,
@@ -49,6 +51,7 @@ def run(
     overrides: Set = None,
     only: Only = None,
     start: From = None,
+    until: Until = None,
     force: Force = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     verify: Verify = False,
@@ -65,12 +68,14 @@ def run(
 
       ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --data-dir /data/ecgfm
 
+      ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --until splits
+
       ecgfm run ptb-xl --raw ptb_xl=/data/ptb-xl --set pretrain.max_steps=200 --dry-run
     """
     with one_line_errors(debug):
         values = values_of(overrides, allow_leakage)
         file, config, folders = asked_for(pipeline, pipelines, values, raw)
-        selection = Selection(tuple(only or ()), start, tuple(force or ()))
+        selection = _selected(only, start, until, force)
         store = Store(data_dir.absolute(), verify)
         api = None if no_prefect else server.configured_api(store.data_dir)
         if dry_run or not api:
@@ -139,6 +144,7 @@ def show(
     overrides: Set = None,
     only: Only = None,
     start: From = None,
+    until: Until = None,
     force: Force = None,
     verify: Verify = False,
     hash_raw: HashRaw = False,
@@ -155,7 +161,7 @@ def show(
     """
     with one_line_errors(debug):
         _, config, folders = asked_for(pipeline, pipelines, values_of(overrides, allow_leakage), raw)
-        selection = Selection(tuple(only or ()), start, tuple(force or ()))
+        selection = _selected(only, start, until, force)
         store = Store(data_dir.absolute(), verify)
         show_plan(pipeline, store.data_dir, plan(config, folders, store, selection, hash_raw))
 
@@ -213,6 +219,23 @@ def list_pipelines(pipelines: PipelinesFile = None, debug: Debug = False) -> Non
         width = max(map(len, loaded), default=0)
         for name, config in loaded.items():
             typer.echo(f"{name:{width}}  {', '.join(config.sources)}: {config.description}")
+
+
+def _selected(
+    only: Sequence[str] | None, start: str | None, until: str | None, force: Sequence[str] | None
+) -> Selection:
+    """The stages that --only, --from, --until and --force ask for.
+
+    Raises:
+        InputError: no such stage, or --until beside one of the others that say which.
+    """
+    if not until:
+        return Selection(tuple(only or ()), start, tuple(force or ()))
+    if only or start:
+        raise InputError(f"--until {until} and {'--only' if only else '--from'}: expected one of them")
+    if until not in STAGE_NAMES:
+        raise InputError(f"--until {until}: no such stage; stages: {', '.join(STAGE_NAMES)}")
+    return Selection(STAGE_NAMES[: STAGE_NAMES.index(until) + 1], force=tuple(force or ()))
 
 
 def _one_line(error: Exception) -> str:
