@@ -128,7 +128,7 @@ def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
 def auprc(truth: np.ndarray, scores: np.ndarray) -> float:
     """Average precision of one label: (record,) truth 0, 1 or NaN for unknown; NaN where of one class.
 
-    >>> auprc(np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.4, 0.8])).__round__(3)
+    >>> round(auprc(np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.4, 0.8])), 3)
     0.833
     """
     return float(point_scores(truth[:, None], scores[:, None]).auprc[0])

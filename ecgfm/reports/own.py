@@ -102,10 +102,10 @@ class OwnLabeler:
         InputError: there is no such label set.
 
     >>> labeler = OwnLabeler(Vocabulary.read(), "ecg-fm-17")
-    >>> for found in labeler.read("Sinus rhythm. No acute infarct, possible left bundle branch block."):
-    ...     print(found.label, found.status, found.probability, (found.start, found.end))
-    Sinus rhythm present 1.0 (0, 12)
-    Left bundle branch block uncertain 0.5 (41, 65)
+    >>> for found in labeler.read("Sinus rhythm, possible left bundle branch block."):
+    ...     print(found.label, found.status, found.probability, found.start)
+    Sinus rhythm present 1.0 0
+    Left bundle branch block uncertain 0.5 23
     """
 
     def __init__(self, vocabulary: Vocabulary, label_set: str | None = None) -> None:
