@@ -35,3 +35,8 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     """Leave out the one script that the offline plugin fetches from elsewhere: it is for search in pages opened from
     the disk, which without it is not there; it is where the site is served."""
     return re.sub(r'<script src="https://unpkg\.com/[^"]*"></script>', "", output)
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """The same for what is no page: 404.html."""
+    return on_post_page(output_content, None, config)

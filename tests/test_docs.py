@@ -337,9 +337,11 @@ def test_every_page_is_in_the_navigation_and_the_site_builds(tmp_path: Path) -> 
     words = ["-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run([sys.executable, *words], check=False, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    built = (tmp_path / "site" / "quickstart.html").read_text(encoding="utf-8")
-    fetched = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?://[^"]+)"', built)
-    assert not fetched, "the site is read without a network"
+    built = {path: path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html")}
+    assert len(built) > len(PAGES)
+    for path, html in built.items():
+        fetched = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="(https?://[^"]+)"', html)
+        assert not fetched, f"the site is read without a network, but {path.name} fetches {fetched[0]}"
 
 
 # ---- help
