@@ -55,12 +55,14 @@ RUN = (
     "adding-a-source",
     "glossary",
     "prepare-dataset",
+    "pretraining",
     "labeler",
     "answers",
 )
 AFTER = {  # page -> the page in whose folder it goes on
     "own-data": "quickstart",
     "from-ecg-fm": "quickstart",
+    "pretraining": "prepare-dataset",
     "labeler": "quickstart",
     "answers": "quickstart",
 }
@@ -105,7 +107,7 @@ def page(name: str) -> str:
 
 
 def small_pipelines() -> dict[str, Any]:
-    """Our own pipelines, with a `demo` that takes seconds."""
+    """Our own pipelines, with a `demo` and a `ptb-xl` that take seconds."""
     small = yaml.safe_load(small_demo.PIPELINES)["small"]
     pipelines: dict[str, Any] = yaml.safe_load(PIPELINES.read_text())
     demo = pipelines["demo"]
@@ -116,6 +118,10 @@ def small_pipelines() -> dict[str, Any]:
         **{"bootstrap_samples": 20, "lead_subsets": False, "probe_random_encoder": False},
         **{"drawn_records": 0, "supervised_baseline": False, "device": "cpu"},
     }
+    ptb_xl = pipelines["ptb-xl"]
+    ptb_xl["prepare"] = {"workers": 1}
+    ptb_xl["pretrain"] = {**small["pretrain"], "max_steps": 60, "valid_every": 30, "save_every": 30}
+    ptb_xl["finetune"] = {**small["finetune"], "max_epochs": 1}
     return pipelines
 
 
