@@ -128,6 +128,17 @@ def test_lists_that_stand_in_code_and_in_a_contract_agree() -> None:
         }
 
 
+def test_every_column_says_what_it_is() -> None:
+    assert len(NAMES) > 15
+    silent = [
+        f"{name}.{column}"
+        for name in NAMES
+        for column, rule in contract(name)["columns"].items()
+        if not rule.get("description")
+    ]
+    assert silent == []
+
+
 # ---- writing and reading
 
 
