@@ -1,6 +1,6 @@
 """Several processes that train one model, by torch.distributed: gloo between CPUs, nccl between GPUs.
 
-`launch` starts them on this machine, as torchrun does; torchrun itself starts them on several (docs/training.md).
+`launch` starts them on this machine, as torchrun does; torchrun itself starts them on several (docs/pretraining.md).
 The objective stays that of the whole batch: what crosses from one example to another is gathered from all processes,
 with its gradient, so that two processes with half of the batch each do what one does with all of it.
 """

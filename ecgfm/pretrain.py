@@ -145,7 +145,7 @@ def _train(  # noqa: PLR0912, PLR0915 - one loop, to be read from top to bottom
         departures=shards.departures,
         training_data=checkpoints.training_data(inputs),
     )
-    resumed = resume(out, config, model, optimizer)
+    resumed = resume(out, config, model, optimizer, aloud=world.is_first)
     start = resumed.step if resumed else 0
     mix: dict[str, Any] = {"weights": train.weights, "multiple": world.size}
     per_epoch = batches_per_epoch(len(train.places), config.batch_pairs, **mix)
@@ -498,7 +498,7 @@ def _check(config: PretrainConfig, shards: Shards, n_pairs: int) -> None:
 
 
 def main() -> None:
-    """One of the processes that torchrun starts on one or several machines: docs/training.md."""
+    """One of the processes that torchrun starts on one or several machines: docs/pretraining.md."""
     parser = argparse.ArgumentParser(prog="torchrun ... -m ecgfm.pretrain", description=main.__doc__)
     parser.add_argument("--manifests", type=Path, required=True, help="directory of the stage manifests")
     parser.add_argument("--slices", type=Path, nargs="+", required=True, help="directories of the prepared slices")

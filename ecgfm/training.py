@@ -248,12 +248,16 @@ class SavesOnSigterm:
 
     def leave(self, step: int) -> None:
         """End the process, saying that its work is saved."""
-        say(f"stopped by SIGTERM after step {step:,}, which is saved; the next run goes on from there")
+        say(f"stopped after step {step:,}, which is saved; the next run goes on from there")
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def resume(out: Path, config: Any, model: nn.Module, optimizer: torch.optim.Optimizer) -> checkpoints.Meta | None:
+def resume(
+    out: Path, config: Any, model: nn.Module, optimizer: torch.optim.Optimizer, aloud: bool = True
+) -> checkpoints.Meta | None:
     """Fill model and optimizer from the newest complete checkpoint below `out`; None where there is none.
+
+    aloud: say so; of several processes one does
 
     Raises:
         InputError: it cannot be read, or is of a run with another config.
@@ -266,7 +270,8 @@ def resume(out: Path, config: Any, model: nn.Module, optimizer: torch.optim.Opti
         raise InputError(f"{path}: is of a run with another config; remove {out} to start anew")
     checkpoints.load_state(model, checkpoint.state, str(path))
     optimizer.load_state_dict(checkpoints.load_optimizer(path)["optimizer"])
-    say(f"going on after step {checkpoint.meta.step:,}")
+    if aloud:
+        say(f"going on after step {checkpoint.meta.step:,}")
     return checkpoint.meta
 
 

@@ -383,7 +383,9 @@ def test_a_process_without_a_valid_batch_waits_for_the_others(inputs: dict[str, 
     assert rows(tmp_path, "valid")[0]["loss"] == pytest.approx(rows(tmp_path / "alone", "valid")[0]["loss"], rel=1e-5)
 
 
-def test_a_killed_run_of_two_processes_goes_on_to_the_same_bytes(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_of_two_processes_goes_on_to_the_same_bytes(
+    inputs: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = replace(PRETRAIN, processes=2, save_every=1)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
@@ -399,7 +401,9 @@ def test_a_killed_run_of_two_processes_goes_on_to_the_same_bytes(inputs: dict[st
     child.wait()
     stopped_at = max(checkpoints.steps(tmp_path / "killed"))
     assert 1 <= stopped_at < 6
+    capfd.readouterr()
     pretrain(inputs, config, tmp_path / "killed")
+    assert capfd.readouterr().out.count("going on after step") == 1, "one of the two says so"
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
