@@ -428,8 +428,13 @@ def _read_meta(path: Path) -> Meta:
     if not (path / META).is_file():
         inside = steps(path)
         hint = f"name one of {_listed(inside)} in it" if inside else "it was not finished, or is something else"
+        if trained := [stage for stage in ("finetune", "pretrain") if latest(path / stage)]:
+            hint = f"a run's are {' and '.join(str(path / stage) for stage in trained)}"
         raise InputError(f"{path}: not a checkpoint, it has no {META}; {hint}")
-    return from_dict(Meta, _read_json(path / META), str(path / META))
+    values = _read_json(path / META)
+    if not {"kind", "model"} <= values.keys():
+        raise InputError(f"{path}: not a checkpoint of ecgfm: its {META} has no kind and model")
+    return from_dict(Meta, values, str(path / META))
 
 
 def _verify(path: Path, meta: Meta, name: str) -> None:

@@ -212,7 +212,10 @@ class LabelsConfig:
         if (self.scheme == "codes") != bool(self.codes):
             raise ValueError("codes is needed with scheme 'codes', and only there")
         if from_columns != bool(self.columns):
-            raise ValueError("columns is needed with schemes 'table' and 'columns', and only there")
+            raise ValueError(
+                "columns is needed with schemes 'table' and 'columns', and only there: label -> the table's column, "
+                "such as {LVEF: lvef_percent}"
+            )
         if (self.scheme == "table") != (self.table is not None):
             raise ValueError("table is needed with scheme 'table', and only there")
         if (self.scheme == "reports") != (self.reports is not None):
@@ -575,8 +578,11 @@ def _explain(cls: type, error: Any) -> str:
     """One pydantic error in this project's words: expected, found, what to do."""
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _fields_at(cls, error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        return f"unknown key; {f'did you mean {near[0]!r}?' if near else 'known: ' + ', '.join(sorted(known))}"
+        key = str(error["loc"][-1])
+        near = difflib.get_close_matches(key, known, n=1)
+        below = [f"{section}.{key}" for section in known if key in _fields_at(cls, (*error["loc"][:-1], section))]
+        hint = f"did you mean {' or '.join(below or map(repr, near))}?" if below or near else ""
+        return f"unknown key; {hint or 'known: ' + ', '.join(sorted(known))}"
     message = error["msg"].removeprefix("Value error, ")
     found = error["input"]
     plain = found is None or isinstance(found, str | int | float | bool | list | tuple)
@@ -589,4 +595,4 @@ def _fields_at(cls: type, path: Sequence[int | str]) -> list[str]:
         hint = get_type_hints(cls)[str(part)]
         kinds = [kind for kind in get_args(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
         cls = kinds[0] if kinds else hint  # X | None
-    return [f.name for f in dataclasses.fields(cls) if f.init]
+    return [f.name for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else []

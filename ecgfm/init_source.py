@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ from ecgfm.config import from_dict
 from ecgfm.drawing import draw_ecg
 from ecgfm.ecg import LEADS, EcgRecord, InputError, Rejected
 from ecgfm.init_tables import guess_metadata
+from ecgfm.labels import CHALLENGE_2021
 from ecgfm.sources import own
 from ecgfm.sources.arrays import ArrayFile, open_array
 from ecgfm.sources.listing import other_source
@@ -415,7 +417,8 @@ def _what_was_read(records: Sequence[EcgRecord], rejected: Sequence[str]) -> lis
         )
     reasons = Counter(line.split(": ")[1] for line in rejected)
     lines += [
-        f"  rejected, {reason}: {count}, such as {next(r for r in rejected if f': {reason}: ' in r)}"
+        f"  rejected, {reason}: {count}, such as "
+        + next(line for line in rejected if f": {reason}: " in line).replace(f" {reason}:", "", 1)
         for reason, count in reasons.most_common()
     ]
     return lines
@@ -428,12 +431,19 @@ def _next(folder: Path, listed: pl.DataFrame, rejected_share: float) -> list[str
     lines = [f"listed {listed.height:,}: {known}"]
     command = ["ecgfm", "run", "own", "--raw", f"own={folder.resolve()}"]
     if rejected_share > 0.2:
-        command += ["--set", "prepare.max_rejected_share=1"]
+        allowed = min(math.ceil(10 * rejected_share) / 10 + 0.1, 1)  # others were looked at than there are
+        command += ["--set", f"prepare.max_rejected_share={allowed:g}"]
     counts = Counter(listed["codes"].explode().drop_nulls().to_list())
     both = {code: count for code, count in counts.most_common(20) if count < listed["codes"].count()}
     if both:
-        flow = json.dumps({code: [code] for code in both}, ensure_ascii=False)  # is YAML, and its quotes suit a shell
-        lines.append(f"codes: {_counted(counts)}")
+        named = {code: name for name, codes in CHALLENGE_2021 for code in codes}
+        labels: dict[str, list[str]] = {}
+        for code in both:
+            labels.setdefault(named.get(code, code), []).append(code)
+        flow = json.dumps(labels, ensure_ascii=False)  # is YAML, and its quotes suit a shell
+        lines.append(
+            f"codes: {_counted({f'{code} {named[code]}' if code in named else code: n for code, n in counts.items()})}"
+        )
         command += ["--set", "labels.scheme=codes", "--set", f"labels.codes={flow}"]
     else:
         lines.append("no codes to learn: recordings are prepared and split; metadata.codes or code_columns name some")

@@ -65,6 +65,9 @@ def call(
             start_new_session=True,
         )
         last = ""
+        # Polars, from its first query on, handles SIGINT such that a wait goes on after it: Python would hear of Ctrl-C
+        # when the next line comes, minutes later. This undoes that, and leaves the handlers.
+        signal.siginterrupt(signal.SIGINT, True)
         try:
             for line in child.stdout or ():
                 if not line.startswith(_FACTS):
@@ -73,6 +76,13 @@ def call(
                 elif on_facts:
                     on_facts(json.loads(line.removeprefix(_FACTS)))
             code = child.wait()
+        except KeyboardInterrupt:
+            on_line("stopping")
+            _end_group(child)
+            for line in child.stdout or ():  # where it goes on from
+                if not line.startswith(_FACTS):
+                    on_line(line.rstrip())
+            raise
         except BaseException:
             _end_group(child)
             raise

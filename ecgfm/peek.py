@@ -11,12 +11,12 @@ import numpy as np
 
 from ecgfm.drawing import draw_ecg
 from ecgfm.ecg import LEADS, EcgRecord, FileFacts, InputError, Rejected
-from ecgfm.formats import FORMATS, identify, read_file
+from ecgfm.formats import identify, read_file, what_is_wrong
 from ecgfm.quality import Quality, assess
 
 MAX_DRAWN_LEADS = 12
 _HEADER_SUFFIX = ".hea"
-_SIGNAL_SUFFIXES, _TABLE_SUFFIXES = (".dat", ".mat"), (".h5", ".hdf5", ".npy", ".csv")
+_SIGNAL_SUFFIXES, _ARRAY_SUFFIXES = (".dat", ".mat"), (".h5", ".hdf5", ".npy")
 _SPELLING = {lead.lower(): lead for lead in LEADS}
 _SHOWN_LINES, _SHOWN_WIDTH = 40, 400  # of comments and of statements: a file may hold thousands
 
@@ -130,13 +130,14 @@ def _file_to_read(path: Path) -> Path:
     if known is None and beside.is_file():
         return beside
     if known is None:
-        names = ", ".join(each.NAME for each in FORMATS)
         hint = ""
         if path.suffix.lower() in _SIGNAL_SUFFIXES:
             hint = f"; a WFDB signal file needs its header {beside.name} beside it"
-        elif path.suffix.lower() in _TABLE_SUFFIXES:
+        elif path.suffix.lower() in _ARRAY_SUFFIXES:
             hint = "; arrays of recordings are looked at with ecgfm init-source FOLDER"
-        raise InputError(f"{path}: not a recording of a format that is read: {names}{hint}")
+        elif path.suffix.lower() == ".csv":
+            hint = "; a table of samples is not read: save them as a NumPy array, .npy, for ecgfm init-source FOLDER"
+        raise InputError(f"{path}: {what_is_wrong(path)}{hint}")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -198,7 +199,9 @@ def load_pipeline(path: Path, name: str, overrides: Sequence[str] = ()) -> Pipel
     """
     pipelines = read_pipelines(path)
     if name not in pipelines:
-        raise InputError(f"{path.name}: no pipeline {name!r}; it has {', '.join(sorted(pipelines))}")
+        near = difflib.get_close_matches(name, pipelines, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(pipelines))}"
+        raise InputError(f"{path.name}: no pipeline {name!r}; {hint}")
     values = pipelines[name]
     labels = values.get("labels")
     reports = labels.get("reports") if isinstance(labels, dict) else None

@@ -58,6 +58,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     context = multiprocessing.get_context("spawn")
     told, tell = context.Pipe(duplex=False)  # that it closes tells the workers to end
     with told, tell, ProcessPoolExecutor(workers, context, _be_one_of_several, (told,)) as pool:
+        signal.siginterrupt(signal.SIGINT, True)  # a wait for results ends with Ctrl-C: see own_process.call
         try:
             for item in items:
                 with _interrupts_left_to_this_process():  # a worker is started when there is work for it

@@ -43,7 +43,7 @@ CARDS = frozenset({"model_card.md", "data_card.json"})
 class Run:
     """A run as it lies in a data directory.
 
-    state: `running`, `completed`, `failed`, `killed` (it ended without a word)
+    state: `running`, `completed`, `failed`, `stopped` (by Ctrl-C), `killed` (it ended without a word)
     facts: what `run.json` says: `raw`, `process`, `host`, `error`, `stages` (name, key, status, why, seconds)
     """
 
@@ -204,7 +204,10 @@ def recorded_run(
         with suppress(
             OSError, InputError
         ):  # what went wrong matters more than that it cannot be noted; unnoted it is `killed`
-            end("failed", error=" ".join(str(error).split()) or type(error).__name__)
+            if isinstance(error, KeyboardInterrupt):
+                end("stopped")
+            else:
+                end("failed", error=" ".join(str(error).split()) or type(error).__name__)
         raise
     else:
         with naming(run):

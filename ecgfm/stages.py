@@ -41,6 +41,8 @@ from ecgfm.processes import WorkerDied, ordered_map
 
 RAW_FILES = "raw_files.json"  # beside stage.json: the raw files that a slice was made of, for `explain`
 RECORDED_VERSIONS = ("ecgfm", "numpy", "polars", "pyarrow", "h5py", "torch")
+_CLAIMS = "claims"  # a lock that nobody holds for long
+
 logger = logging.getLogger(__name__)
 
 
@@ -407,13 +409,13 @@ class Store:
     @contextmanager
     def claiming(self) -> Iterator[None]:
         """While a run notes what it is about to use: nothing that is there is removed (housekeeping.py)."""
-        with self._holding("claims", fcntl.LOCK_SH):
+        with self._holding(_CLAIMS, fcntl.LOCK_SH):
             yield
 
     @contextmanager
     def removing(self) -> Iterator[None]:
         """While what no run uses is taken out: no run begins to use anything."""
-        with self._holding("claims", fcntl.LOCK_EX):
+        with self._holding(_CLAIMS, fcntl.LOCK_EX):
             yield
 
     def is_made_now(self, place: Path) -> bool:
@@ -458,7 +460,14 @@ class Store:
                 handle = open(self._locks / name, "w")  # noqa: SIM115 - closed below
             self._begun = True
             with handle:
-                fcntl.flock(handle, kind)
+                try:
+                    fcntl.flock(handle, kind | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if kind & fcntl.LOCK_NB:
+                        raise
+                    if name != _CLAIMS:
+                        logger.info("waiting for another process, which makes %s", name)
+                    fcntl.flock(handle, kind)
                 if os.fstat(handle.fileno()).st_nlink:
                     yield
                     return

@@ -84,6 +84,8 @@ MISTAKES = {
     "pretrain.model.layers=9": "pretrain.model.layers: unknown key; did you mean 'n_layers'?",
     "finetun.max_epochs=9": "finetun: unknown key; did you mean 'finetune'?",
     "manifests.xyz=9": "manifests.xyz: unknown key; known: rare_labels",
+    "max_steps=9": "max_steps: unknown key; did you mean pretrain.max_steps?",
+    "learning_rate=9": "learning_rate: unknown key; did you mean pretrain.learning_rate or finetune.learning_rate?",
     "pretrain.max_steps=many": "pretrain.max_steps: Input should be a valid integer, .*, found 'many'",
     "pretrain.max_steps=0": "pretrain.max_steps: Input should be greater than or equal to 1, found 0",
     "pretrain.max_steps=": "pretrain.max_steps: Input should be a valid integer, found None",
@@ -147,9 +149,11 @@ def test_a_file_that_is_no_pipelines_is_one_line(tmp_path: Path, text: str | Non
     assert "\n" not in str(refused.value)
 
 
-def test_an_unknown_pipeline_is_told_which_there_are(path: Path) -> None:
-    with pytest.raises(InputError, match=r"pipelines\.yaml: no pipeline 'smal'; it has other, small"):
+def test_an_unknown_pipeline_is_told_which_it_may_be(path: Path) -> None:
+    with pytest.raises(InputError, match=r"pipelines\.yaml: no pipeline 'smal'; did you mean 'small'\?$"):
         load_pipeline(path, "smal")
+    with pytest.raises(InputError, match=r"pipelines\.yaml: no pipeline 'ptb-xl'; it has other, small$"):
+        load_pipeline(path, "ptb-xl")
 
 
 def test_a_pipeline_without_sources_is_one_line() -> None:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "formats": {"ecg", "formats"},
     "sources": {*WORDS, "formats", "sources"},
     "init_tables": {"sources"},
-    "init_source": {*WORDS, "formats", "sources", "drawing", "init_tables"},
+    "init_source": {*WORDS, "formats", "sources", "drawing", "init_tables", "labels"},
     "synthetic_ecg": {"ecg"},
     "synthesize": {*TABLES, "synthetic_ecg"},
     "signals": WORDS,

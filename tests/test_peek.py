@@ -126,6 +126,9 @@ def test_the_command_prints_draws_and_says_where(record: Path, tmp_path: Path, m
 def test_a_users_mistakes_end_in_one_line_that_says_what_to_do(record: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no ECG")
+    (tmp_path / "cut.dcm").touch()
+    (tmp_path / "letter.PDF").write_bytes(b"%PDF-1.4")
+    (tmp_path / "numbers.csv").write_text("time,II\n0,0.1\n")
     (tmp_path / "alone.dat").write_bytes(bytes(100))
     (tmp_path / "array.npy").write_bytes(bytes(100))
     (tmp_path / "lonely.hea").write_text("lonely 1 500 100\nlonely.dat 16 1000/mV 16 0 0 0 0 II\n")
@@ -133,7 +136,10 @@ def test_a_users_mistakes_end_in_one_line_that_says_what_to_do(record: Path, tmp
         (record.parent, r"found a folder; name one file in it, such as .*r1\.hea, or .* ecgfm init-source$"),
         (tmp_path / "empty", r"found a folder; name one file in it, or"),
         (tmp_path / "nothing.hea", r"no such file$"),
-        (tmp_path / "notes.txt", r"not a recording of a format that is read: WFDB, .*SCP-ECG$"),
+        (tmp_path / "notes.txt", r"notes\.txt: expected one of WFDB, .*SCP-ECG; found none of them$"),
+        (tmp_path / "cut.dcm", r"cut\.dcm: the file is empty$"),
+        (tmp_path / "letter.PDF", r"a PDF holds a drawing and not the samples; export .*DICOM"),
+        (tmp_path / "numbers.csv", r"a table of samples is not read: .*\.npy"),
         (tmp_path / "alone.dat", r"needs its header alone\.hea beside it$"),
         (tmp_path / "array.npy", r"init-source FOLDER$"),
         (tmp_path / "lonely.hea", r"missing_signal: lonely\.dat: no such file$"),

@@ -9,6 +9,7 @@ import html.parser
 import io
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,10 @@ def test_a_mistake_gets_one_line(checkpoint: Path, folder: Path, tmp_path: Path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.txt").write_text("x")
+    (tmp_path / "run").mkdir()
+    shutil.copytree(checkpoint, tmp_path / "run/finetune/step_0000001")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/meta.json").write_text('{"model_type": "bert"}')
     good = folder / "1/r4.hea"
     expected = {
         "no such checkpoint": ("predict", tmp_path / "nowhere", good, "--out", out),
@@ -295,8 +300,11 @@ def test_a_mistake_gets_one_line(checkpoint: Path, folder: Path, tmp_path: Path)
         "two outputs cannot be one file": ("predict", checkpoint, good, "--out", out, "--segments", out),
         "no label 'slow'; its labels: fast, high, in V1": (
             "saliency", checkpoint, good, "--label", "slow", "--out", tmp_path / "p.png"),
+        f"a run's are {tmp_path}/run/finetune": ("predict", tmp_path / "run", good, "--out", out),
+        "not a checkpoint of ecgfm": ("embed", tmp_path / "foreign", good, "--out", tmp_path / "e.csv"),
         "did you mean 'fast'": ("saliency", checkpoint, good, "--label", "Fast", "--out", tmp_path / "p.png"),
-        "unknown_format: broken.dcm": ("saliency", checkpoint, folder / "broken.dcm", "--out", tmp_path / "p.png"),
+        "broken.dcm: unknown_format: expected": (
+            "saliency", checkpoint, folder / "broken.dcm", "--out", tmp_path / "p.png"),
         "expected auto, cpu, cuda": ("predict", checkpoint, good, "--out", out, "--device", "gpu"),
         "ask about it alone": ("predict", checkpoint, good, _slice(tmp_path), "--out", out),
     }  # fmt: skip

@@ -120,6 +120,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 STOPPED = """
 import os, sys, threading, time
 from pathlib import Path
+import polars as pl
 from ecgfm.processes import ordered_map
 def work(number):
     scratch = Path(f"scratch-{os.getpid()}")
@@ -129,6 +130,7 @@ def work(number):
     finally:
         scratch.unlink()
 if __name__ == "__main__":
+    pl.DataFrame({"a": [1]}).lazy().select("a").collect()  # from here on SIGINT is handled by Polars first
     try:
         list(ordered_map(work, range(6), 2))
     except KeyboardInterrupt:

@@ -498,7 +498,7 @@ def test_ctrl_c_is_one_line_at_any_moment_and_the_next_run_goes_on(tmp_path: Pat
         assert time.monotonic() - pressed < 20
         assert small_demo.wait_until_gone(str(data_dir), 5) == []
         assert {path.parent.name for path in half_made(data_dir)} <= {"pretrain", "finetune"}
-        assert find_runs(data_dir)[0].state == "failed"
+        assert find_runs(data_dir)[0].state == "stopped"
     last = Run(small_demo.words(*command, "--no-prefect"))
     assert last.end() == 0, last.errors()
     assert outputs(data_dir) == outputs(undisturbed)

@@ -226,10 +226,14 @@ def test_forced_it_is_made_although_it_is_there(store: Store, log: Callable[[], 
 
 
 def test_two_processes_at_once_make_it_once(store: Store, log: Callable[[], list[str]]) -> None:
-    code = f"print(Store(Path({str(store.data_dir)!r})).make(request(SLOW)).cached)"
+    code = f"""
+        import logging
+        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+        print(Store(Path({str(store.data_dir)!r})).make(request(SLOW)).cached)
+        """
     both = [start(code), start(code)]
     said = sorted(process.communicate(timeout=60)[0].strip() for process in both)
-    assert said == ["False", "True"]
+    assert said == ["False", f"waiting for another process, which makes slow-{request(SLOW).key}\nTrue"]
     assert len(log()) == 1
     assert len(content(store.place(request(SLOW)))) == 20
 
@@ -590,7 +594,13 @@ def test_a_crash_and_a_kill_are_told_apart(store: Store, tmp_path: Path) -> None
 def test_no_process_of_a_stage_outlives_its_parent(
     store: Store, log: Callable[[], list[str]], how: signal.Signals
 ) -> None:
-    parent = start(f"Store(Path({str(store.data_dir)!r})).make_in_own_process(request(HANG))")
+    parent = start(
+        f"""
+        import polars as pl
+        pl.DataFrame({{"a": [1]}}).lazy().select("a").collect()  # from here on SIGINT is handled by Polars first
+        Store(Path({str(store.data_dir)!r})).make_in_own_process(request(HANG))
+        """
+    )
     said = wait_for(log)[0]
     family = [int(pid) for pid in said.split()[1:]]
     assert len(family) == 2

@@ -37,6 +37,9 @@ FORMATS: tuple[Format, ...] = (wfdb, muse, philips, schiller, cardiosoft, hl7_ae
 """Every format that is read. No file is of two of them (tests/test_formats_binary.py)."""
 
 
+_DRAWINGS = {"a PDF": b"%PDF-", "a PNG": b"\x89PNG", "a JPEG": b"\xff\xd8\xff"}
+
+
 def identify(path: Path) -> Format | None:
     """The format of a file, from its content alone; None where it is of none that is read.
 
@@ -66,6 +69,24 @@ def read_file(path: Path, record_id: str) -> tuple[EcgRecord, FileFacts]:
     """
     known = identify(path)
     if known is None:
-        names = ", ".join(each.NAME for each in FORMATS)
-        raise Rejected("unknown_format", f"{path.name}: expected one of {names}; found none of them")
+        raise Rejected("unknown_format", what_is_wrong(path))
     return known.read(path, record_id)
+
+
+def what_is_wrong(path: Path) -> str:
+    """Of a file that is of no format that is read: expected and found, and what to do where that is known.
+
+    >>> import tempfile
+    >>> letter = Path(tempfile.mkdtemp()) / "letter.pdf"
+    >>> bytes_written = letter.write_bytes(b"%PDF-1.4")
+    >>> what_is_wrong(letter)
+    'a PDF holds a drawing and not the samples; export the recording itself, as XML, DICOM or SCP-ECG'
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        return "the file is empty"
+    for kind, beginning in _DRAWINGS.items():
+        if head.startswith(beginning):
+            return f"{kind} holds a drawing and not the samples; export the recording itself, as XML, DICOM or SCP-ECG"
+    return f"expected one of {', '.join(each.NAME for each in FORMATS)}; found none of them"

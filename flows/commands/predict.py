@@ -70,7 +70,11 @@ def predict(
       ecgfm predict ecg-fm-mimic a.dcm b.xml c.hea --out predictions.parquet --segments segments.parquet
     """
     with one_line_errors(debug), _one_line_rejects(debug):
-        from ecgfm import inference, predict_commands
+        from ecgfm import answer_files, predict_commands
+
+        # before the seconds that torch and the weights take
+        answer_files.check_outs([out, *([segments] if segments else [])], predict_commands.TABLES)
+        from ecgfm import inference
 
         model = inference.load(checkpoint, device, precision)
         summary = predict_commands.predict(model, inputs, out, segments, batch_size, jobs)
@@ -104,7 +108,10 @@ def embed(
       ecgfm embed mimic_iv_ecg_physionet_pretrained.pt our-ecgs/ --out embeddings.npy --level segment
     """
     with one_line_errors(debug), _one_line_rejects(debug):
-        from ecgfm import inference, predict_commands
+        from ecgfm import answer_files, predict_commands
+
+        answer_files.check_outs([out], predict_commands.VECTORS)
+        from ecgfm import inference
 
         model = inference.load(checkpoint, device, precision)
         summary = predict_commands.embed(model, inputs, out, level, batch_size, jobs)
@@ -149,8 +156,11 @@ def saliency(
 
       ecgfm saliency ecgfm-data/runs/ptb-xl/latest/finetune 00001_hr.hea --out attention.png
     """
-    with one_line_errors(debug), _one_line_rejects(debug):
-        from ecgfm import inference, predict_commands
+    with one_line_errors(debug), _one_line_rejects(debug, f"{file}: "):
+        from ecgfm import answer_files, predict_commands
+
+        answer_files.check_outs([out], predict_commands.PICTURES)
+        from ecgfm import inference
 
         model = inference.load(checkpoint, device)
         found = predict_commands.draw_saliency(model, file, out, label, method, segment)
@@ -167,8 +177,8 @@ def saliency(
 
 
 @contextmanager
-def _one_line_rejects(debug: bool) -> Iterator[None]:
-    """A recording that was named and cannot be used is the user's to mend."""
+def _one_line_rejects(debug: bool, where: str = "") -> Iterator[None]:
+    """A recording that was named and cannot be used is the user's to mend. where: what stands before the reason"""
     from ecgfm.ecg import InputError, Rejected
 
     try:
@@ -176,4 +186,4 @@ def _one_line_rejects(debug: bool) -> Iterator[None]:
     except Rejected as why:
         if debug:
             raise
-        raise InputError(str(why)) from why
+        raise InputError(f"{where}{why}") from why

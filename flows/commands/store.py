@@ -37,7 +37,7 @@ from flows.commands.tables import (
 app = typer.Typer()
 
 SHORT_KEY = 8  # hex digits of a key or digest that are shown
-STATE_COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "killed": "red"}
+STATE_COLOURS = {"running": "cyan", "completed": "green", "failed": "red", "stopped": "yellow", "killed": "red"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 All = Annotated[bool, typer.Option("--all", help="Every slice on a line of its own.")]
