@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 
+import h5py
+import numpy as np
 import polars as pl
+import pytest
 from conftest import write_wfdb16
 from test_download import Server
 from test_sources import ptb_xl_line
@@ -96,3 +99,29 @@ def published_ptb_xl(folder: Path) -> Iterator[None]:
             server.ended.set()
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def raw_ptb_xl(folder: Path) -> Iterator[None]:
+    """`ptb-xl`, as downloaded, where Dask is installed."""
+    pytest.importorskip("prefect_dask", reason="the extra ecgfm[dask] is not installed")
+    write_ptb_xl(folder / "ptb-xl")
+    yield
+
+
+@contextmanager
+def own_folders(folder: Path) -> Iterator[None]:
+    """`our-hospital`: WFDB files of two wards, a table about them; `our-arrays`: an HDF5 file with zeros at the end."""
+    lines, tracings = [], []
+    for number, (patient, recording) in enumerate(islice(_recordings(), 4)):
+        ward, name = f"ward-{1 + number % 2}", f"ecg{number + 1}"
+        write_wfdb16(folder / "our-hospital" / ward, name, recording.digital, suffix=".dat", gain_per_mv=200)
+        facts = {"filename": f"{ward}/{name}.hea", "mrn_hash": f"{patient:x}", "age_years": 50 + number}
+        lines.append(facts | {"sex": recording.sex, "snomed": "426783006;164889003", "ward": ward})
+        tracings.append(np.pad(recording.digital.T[:4000] / 200, ((0, 96), (0, 0))))
+    pl.DataFrame(lines).write_csv(folder / "our-hospital" / "ecgs.csv")
+    (folder / "our-arrays").mkdir()
+    with h5py.File(folder / "our-arrays" / "exams.h5", "w") as file:
+        file["tracings"] = np.float32(tracings)
+        file["exam_id"] = [1001, 1002, 1003, 1004]
+    yield

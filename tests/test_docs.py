@@ -37,9 +37,14 @@ import pytest
 import small_demo
 import typer
 import yaml
-from page_folders import published_ptb_xl
+from page_folders import own_folders, published_ptb_xl, raw_ptb_xl
 from typer.main import get_command
 
+from ecgfm.config import from_dict
+from ecgfm.ecg import InputError
+from ecgfm.pipelines_file import Pipeline
+from ecgfm.reports.vocabulary import Vocabulary
+from ecgfm.sources import own_config
 from flows.cli import app
 from flows.commands.options import PIPELINES
 
@@ -56,6 +61,9 @@ RUN = (
     "glossary",
     "prepare-dataset",
     "pretraining",
+    "training",
+    "sources",
+    "runners",
     "labeler",
     "answers",
 )
@@ -63,11 +71,14 @@ AFTER = {  # page -> the page in whose folder it goes on
     "own-data": "quickstart",
     "from-ecg-fm": "quickstart",
     "pretraining": "prepare-dataset",
+    "training": "pretraining",
     "labeler": "quickstart",
     "answers": "quickstart",
 }
 BEGINS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {  # page -> what it finds, until it is done
     "prepare-dataset": published_ptb_xl,
+    "sources": own_folders,
+    "runners": raw_ptb_xl,
 }
 
 _FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL)
@@ -315,6 +326,70 @@ def test_every_command_of_the_pages_is_one() -> None:
     for words in (["ruin", "demo"], ["run", "demo", "--nothing"], ["checkpoint", "shew"]):
         with pytest.raises(AssertionError):
             check_command(words)
+
+
+# ---- every page's YAML
+
+
+def documents(text: str) -> list[str]:
+    """The parts of a YAML block: where a top key comes again, the next one begins (`labels:`, and other `labels:`)."""
+    found: list[str] = []
+    seen: set[str] = set()
+    for line in text.splitlines(keepends=True):
+        key = line.partition(":")[0] if re.match(r"[\w-]+:", line) else ""
+        if not found or key in seen:
+            found.append("")
+            seen = set()
+        seen |= {key} - {""}
+        found[-1] += line
+    return found
+
+
+def read_as_ours(text: str, where: str, folder: Path) -> str:
+    """Has the reader of such a file read it. Returns what it is.
+
+    Raises:
+        InputError: the reader refuses it.
+        AssertionError: it is of no kind that we read.
+    """
+    values: dict[str, Any] = yaml.safe_load(text)
+    sections = set(Pipeline.__dataclass_fields__)
+    if set(values) & {"files", "array"}:
+        (folder / own_config.FILE).write_text(text, encoding="utf-8")
+        own_config.load(folder)
+        return "ecgfm.yaml"
+    if set(values) & {"findings", "label_sets"}:
+        (folder / "vocabulary.yaml").write_text(text, encoding="utf-8")
+        Vocabulary.read(folder / "vocabulary.yaml")
+        return "vocabulary"
+    if set(values) <= sections:
+        from_dict(Pipeline, {"sources": ["ptb_xl"], **values}, where)
+        return "section"
+    assert all(isinstance(value, dict) and set(value) & sections for value in values.values()), f"{where}: what is it?"
+    for pipeline in values.values():
+        from_dict(Pipeline, {"sources": ["ptb_xl"], **pipeline}, where)
+    return "pipeline"
+
+
+def test_the_yaml_of_every_page_is_read_by_what_reads_it(tmp_path: Path) -> None:
+    kinds: list[str] = []
+    for path in (*PAGES, ROOT / "README.md"):
+        for block in blocks(path.read_text(encoding="utf-8")):
+            if block.language in ("yaml", "yml"):
+                where = f"{path.name}:{block.line}"
+                kinds += [read_as_ours(text, where, tmp_path) for text in documents(block.text)]
+    assert set(kinds) == {"ecgfm.yaml", "vocabulary", "section", "pipeline"}
+    assert len(documents("labels: {a: 1}\nlabels:\n  b: 2\nsplits: {}\n")) == 2
+    for wrong in (
+        "labels: {schema: scp}",
+        "mine: {sources: [own], pretrain: {max_stepz: 3}}",
+        "name: x\nfiles: {pattern: ['*']}",
+        "label_sets: {mine: {x: [no such finding]}}",
+    ):
+        with pytest.raises(InputError):
+            read_as_ours(wrong, "here", tmp_path)
+    with pytest.raises(AssertionError):
+        read_as_ours("services: {server: {image: x}}", "here", tmp_path)
 
 
 def test_every_link_and_picture_is_there() -> None:
