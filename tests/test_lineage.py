@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 from stages_of_runs import request, run
 from typer.testing import CliRunner
@@ -161,6 +162,20 @@ def test_a_raw_folder_that_is_not_there_now_is_said(prepared: Path, tmp_path: Pa
         assert f"{prepared / 'raw'}, not there now: " in said("lineage", newest(prepared, "splits"))
     finally:
         (tmp_path / "away").rename(prepared / "raw")
+
+
+def test_a_table_that_labels_were_made_of_is_told_as_a_file(prepared: Path, tmp_path: Path) -> None:
+    records = next((prepared / "demo" / "stages" / "prepare").glob("*/records.parquet"))
+    table = tmp_path / "outcome.csv"
+    pl.read_parquet(records).select("record_id", ill=pl.int_range(pl.len()) % 2).write_csv(table)
+    values = ["labels.scheme=table", f"labels.table={table}", 'labels.columns={"ill": "ill"}', "labels.max_labels=[]"]
+    sets = [word for value in (*values, "labels.codes={}", "synthetic.n_patients=40") for word in ("--set", value)]
+    data = shutil.copytree(prepared / "demo", tmp_path / "data", symlinks=True)
+    said("run", "demo", "--data-dir", data, "--no-prefect", "--only=labels", *sets)
+    made = data / "runs" / "demo" / "latest" / "labels"
+    assert f"labels.table  {table}, digest " in said("lineage", made)
+    table.unlink()
+    assert f"labels.table  {table}, not there now, digest " in said("lineage", made)
 
 
 # ---- what is not as it was

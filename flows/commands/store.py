@@ -472,10 +472,11 @@ def _leaf_line(leaf: Leaf) -> str:
     if not leaf.raw_folder:
         gone = "it is gone" if len(leaf.reads) == 1 else f"{len(leaf.reads)} of its outputs are gone"
         return typer.style(f"{leaf.label}: {gone}, and no output has that content (digest {leaf.digest[:8]})", fg="red")
-    there = "" if Path(leaf.raw_folder).is_dir() else ", not there now"
-    folders = leaf.folders
+    there = "" if Path(leaf.raw_folder).exists() else ", not there now"
+    folders = leaf.folders  # none of a file, such as a table of labels, and of a checkpoint: read as a whole
     which = next(iter(folders)) if len(folders) == 1 else counted(folders, "folder")
-    return f"{typer.style(leaf.label, fg='green')}  {leaf.raw_folder}{there}: {which}, digest {leaf.digest[:SHORT_KEY]}"
+    of_it = f": {which}," if folders else ","
+    return f"{typer.style(leaf.label, fg='green')}  {leaf.raw_folder}{there}{of_it} digest {leaf.digest[:SHORT_KEY]}"
 
 
 def _value(value: Any) -> str:
