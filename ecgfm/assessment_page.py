@@ -12,6 +12,7 @@ from ecgfm.assessment import Assessment
 from ecgfm.baselines import Shot
 from ecgfm.calibration import Calibration
 from ecgfm.drawing import Panel, Series
+from ecgfm.report_parts import counted, shortened
 from ecgfm.report_pictures import panel_pictures
 from ecgfm.report_template import MACROS
 from ecgfm.significance import ALPHA
@@ -20,7 +21,7 @@ SECTIONS = (
     MACROS
     + """\
 {%- macro to_all(estimate) -%}
-{%- if estimate %}<small>{{ estimate.value | signed }} to all leads<br>{{ estimate | interval(true) }}</small>
+{%- if estimate %}<small>{{ estimate.value | signed }} against all<br>{{ estimate | interval(true) }}</small>
 {%- endif -%}
 {%- endmacro -%}
 <section>
@@ -121,7 +122,7 @@ the findings as another. A finding differs where its corrected p is below {{ alp
 <p class="note">A macro mean is over the findings that have records with and without them in the part; where their
 number differs, so does the task. Parts are not corrected for being many.
 {%- if a.parts | selectattr("difference") | list %} Leads: the same model and records, the other leads zero, as a
-missing one is; below, the paired difference to all leads.{% endif %}</p>
+missing one is; below, the paired difference from all leads.{% endif %}</p>
 </section>
 {%- endif %}
 
@@ -129,8 +130,8 @@ missing one is; below, the paired difference to all leads.{% endif %}</p>
 <section>
 <h2>From few examples</h2>
 <figure>{{ shots }}<figcaption>Macro AUROC on the test split of a linear probe that has seen so many records with each
-finding, and their share of those without: mean of five draws. The macro mean is over the findings that have so many
-positives ({{ shot_labels }}).</figcaption></figure>
+finding, and their share of those without: mean of five draws. Each mean is over the findings that have so many
+positives: {{ shot_labels }}. Where their number changes, so does the task.</figcaption></figure>
 </section>
 {%- endif %}
 """
@@ -167,7 +168,7 @@ def reliability_panels(calibrations: Sequence[Calibration]) -> list[Panel]:
         if one.positives:
             x, y = (np.array([getattr(b, name) for b in one.bins]) for name in ("mean_probability", "share_present"))
             series = (Series("share present", x, y),)
-            title = f"{one.label[:30]}\n{one.positives:,} of {one.n:,}"
+            title = f"{shortened(one.label)}\n{one.positives:,} of {one.n:,}"
             panels.append(Panel(title, "probability", "share present", series, unit_square=True, diagonal=True))
     return panels
 
@@ -216,4 +217,7 @@ def _shot_panels(shots: Mapping[str, Sequence[Shot]], models: Mapping[str, str])
 
 def _shot_labels(shots: Mapping[str, Sequence[Shot]]) -> str:
     some = next(iter(shots.values()), ())
-    return ", ".join(f"{'all' if shot.positives is None else shot.positives}: {shot.labels}" for shot in some)
+    findings: dict[int, list[str]] = {}
+    for shot in some:
+        findings.setdefault(shot.labels, []).append("all" if shot.positives is None else str(shot.positives))
+    return "; ".join(f"{counted(n, 'finding')} at {', '.join(at)}" for n, at in findings.items())

@@ -42,7 +42,7 @@ the share of the records of the true class.</p>
 {%- elif pairs %}
 <div class="wide"><table>
 <thead><tr><th>there and missed</th><th class="words">called and not there</th><th>records</th>
-<th>of those with the missed</th><th>of the false calls</th></tr></thead>
+<th>of records with the missed</th><th>of false calls of the other</th></tr></thead>
 <tbody>
 {%- for p in pairs[:most] %}
 <tr><td>{{ p.missed }}</td><td class="words">{{ p.called }}</td><td>{{ p.n | count }}</td>

@@ -27,7 +27,7 @@ from ecgfm.expected import section as published_section
 from ecgfm.exploration_page import sections as exploration_sections
 from ecgfm.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
 from ecgfm.multiclass import most_probable
-from ecgfm.report_parts import FEW_PATIENTS, MINUS, NONE, Cohort, Training, counted, environment, frame
+from ecgfm.report_parts import FEW_PATIENTS, MINUS, NONE, Cohort, Training, counted, environment, frame, shortened
 from ecgfm.report_pictures import panel_pictures
 from ecgfm.report_template import TEMPLATE, svg_image
 from ecgfm.significance import ALPHA
@@ -324,7 +324,7 @@ def curve_panels(report: Report, roc: bool) -> list[Panel]:
             for name in ("finetuned", "probe")
         )
         axes = (f"1 {MINUS} specificity", "sensitivity") if roc else ("recall", "precision")
-        title = f"{_shortened(scores.label)}\n{scores.positives:,} of {scores.n:,}"
+        title = f"{shortened(scores.label)}\n{scores.positives:,} of {scores.n:,}"
         level = None if roc else scores.positives / scores.n
         panels.append(Panel(title, *axes, series, unit_square=True, diagonal=roc, level=level))
     return panels
@@ -384,7 +384,3 @@ def _with_interval(estimate: Estimate | None) -> str:
     if estimate is None:
         return "none (no finding has both classes)"
     return f"{estimate.value:.3f} ({_interval(estimate)})"
-
-
-def _shortened(label: str, characters: int = 30) -> str:
-    return label if len(label) <= characters else label[: characters - 1].rstrip() + "…"

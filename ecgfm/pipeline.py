@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -389,8 +390,8 @@ def _planned(store: Store, selection: Selection, request: Request, made: Made) -
     if not selection.allows(request.stage):
         return PlannedStage(request.name, "skip", "not selected")
     if missing and request.stage.name not in selection.force:
-        if not store.has_any(request.stage):
-            return PlannedStage(request.name, "run", "never made")
+        if never := store.never_made(request):
+            return PlannedStage(request.name, "run", never)
         others = len(missing) - 1
         more = f" or {others} other{'s' if others > 1 else ''}" if others else ""
         return PlannedStage(request.name, "maybe", f"only if {missing[0]}{more} comes out different")
@@ -441,11 +442,27 @@ def summary(outputs: Sequence[Output]) -> str:
     """What came of some outputs, in one line."""
     made = [output for output in outputs if not output.cached]
     counts = total_counts(outputs)
-    shown = ", ".join(f"{count:,} {what}" for what, count in counts.items() if ":" not in what)
+    for what, count in list(counts.items()):  # "excluded: too_short" is told in sum
+        total, colon, _ = what.partition(": ")
+        if colon and not any(total in output.counts for output in outputs):
+            counts[total] += count
+    shown = ", ".join(_counted(what, count) for what, count in counts.items() if ":" not in what)
     how = f"made in {sum(output.seconds for output in made):.1f} s" if made else "cached"
     if made and len(outputs) > 1:
         how = f"{len(made)} of {len(outputs)} {how}"
     return f"{how}: {shown}" if shown else how
+
+
+def _counted(what: str, count: int) -> str:
+    """As one says it.
+
+    >>> [_counted("slices", 1), _counted("copies", 1), _counted("steps", 2000), _counted("best epoch", 5)]
+    ['1 slice', '1 copy', '2,000 steps', 'best epoch 5']
+    """
+    if what.startswith("best "):
+        return f"{what} {count:,}"
+    noun, space, more = what.partition(" ")
+    return f"{count:,} {re.sub('ies$', 'y', noun).removesuffix('s') if count == 1 else noun}{space}{more}"
 
 
 def total_counts(outputs: Sequence[Output]) -> Counter[str]:

@@ -288,7 +288,8 @@ def draw(
         salient = for_display(values, shards.sampling_rate_hz)  # one scale for all segments
         shading = (
             f"Shaded: the integrated gradients of the logit of {space.names[choice.label]}, lead by lead, which add up "
-            f"to it, less that of a segment of zeros, within {100 * max(one.completeness_error for one in found):.2g} %"
+            "to what it is above that of a segment of zeros, to within "
+            f"{100 * max(one.completeness_error for one in found):.2g} %"
         )
     else:
         salient = saliency(model, signal).flatten().cpu().numpy()

@@ -171,3 +171,12 @@ def counted(n: int, noun: str) -> str:
     ('1 record', '2,000 records')
     """
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def shortened(label: str, characters: int = 30) -> str:
+    """A label as the title of a small picture.
+
+    >>> shortened("premature ventricular contraction")
+    'premature ventricular contrac…'
+    """
+    return label if len(label) <= characters else label[: characters - 1].rstrip() + "…"

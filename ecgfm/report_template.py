@@ -278,8 +278,11 @@ LIMITS = """\
 <h2>How to read this, and its limits</h2>
 <ul>
 <li><strong>Not a medical device.</strong> This page describes a model under development. Nothing here may guide the
-care
-of a patient.</li>
+care of a patient.</li>
+{%- if "synthetic" in r.cohort.listed %}
+<li><strong>Synthetic ECGs</strong> are drawn by a formula. How well they are told apart shows that the pipeline works,
+and says nothing about patients.</li>
+{%- endif %}
 """
 """A list, left open."""
 

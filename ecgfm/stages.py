@@ -274,11 +274,9 @@ class Store:
             return ""
         if found:
             return found
-        earlier = [
-            past for past in self._history(request.stage.name) if past["ingredients"]["subject"] == request.subject
-        ]
-        if not earlier:
-            return "new" if request.subject else "never made"
+        if never := self.never_made(request):
+            return never
+        earlier = self._alike(request)
         now, folders = request.ingredients, _folders(request)
         reasons = [differences(past["ingredients"], now, past["folders"], folders) for past in earlier]
         nearest = min(range(len(earlier)), key=lambda place: len(reasons[place]))
@@ -310,9 +308,28 @@ class Store:
                 "back, run the same command again"
             )
 
-    def has_any(self, stage: Stage) -> bool:
-        """Whether any output of a kind of stage is there."""
-        return bool(self._history(stage.name))
+    def never_made(self, request: Request) -> str:
+        """In a user's words, that nothing was made of what a request reads, whatever its content; else "".
+
+        What another pipeline made of other records explains nothing.
+        """
+        if self._alike(request):
+            return ""
+        if request.subject or not self._history(request.stage.name):
+            return "new" if request.subject else "never made"
+        first, *others = (one.origin for _, one in request.each_input())
+        return f"never made of {first}{f' and {len(others)} more' if others else ''}"
+
+    def _alike(self, request: Request) -> list[dict[str, Any]]:
+        """The earlier outputs of a stage and subject whose every input has a name in common with the request's."""
+        now = {name: _identity(given).keys() for name, given in request.inputs.items()}
+
+        def alike(then: Mapping[str, Mapping[str, str]]) -> bool:
+            both = now.keys() & then.keys()
+            return not any(then[name] and now[name] and then[name].keys().isdisjoint(now[name]) for name in both)
+
+        past = [past for past in self._history(request.stage.name) if past["ingredients"]["subject"] == request.subject]
+        return [one for one in past if alike(one["ingredients"]["inputs"])]
 
     def _facts(self, place: Path) -> dict[str, Any] | str:
         """The `stage.json` of an output that is whole; else what is wrong with it, "" where there is none."""

@@ -332,7 +332,7 @@ def test_errors_are_drawn_with_what_made_their_logit_and_others_with_attention(o
     page = (out / "report.html").read_text()
     assert page.count("data:image/png") == config().drawn_records == 6
     captions = re.findall(r"<figcaption>Record (.+?)</figcaption>", page, re.DOTALL)
-    errors = [float(found) for found in re.findall(r"less that of a segment of zeros, within ([\d.e-]+) %", page)]
+    errors = [float(found) for found in re.findall(r"above that of a segment of zeros, to within ([\d.e-]+) %", page)]
     assert len(captions) == 6
     assert len(errors) == sum("integrated gradients" in caption for caption in captions) == page.count("Furthest from")
     assert len(errors) >= 1

@@ -94,7 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assessment_page": {
         *TABLES,
         *("metrics", "calibration", "baselines", "assessment", "significance"),
-        *("drawing", "report_pictures", "report_template"),
+        *("drawing", "report_parts", "report_pictures", "report_template"),
     },
     "html_report": {
         *RECORDS,

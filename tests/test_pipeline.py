@@ -17,7 +17,7 @@ from test_sources import ptb_xl_line, write_csv
 
 from ecgfm.config import from_dict
 from ecgfm.ecg import InputError
-from ecgfm.pipeline import STAGE_NAMES, STAGES, Made, Selection, Walker, make_all, plan, walk
+from ecgfm.pipeline import STAGE_NAMES, STAGES, Made, Selection, Walker, make_all, plan, summary, walk
 from ecgfm.pipelines_file import Pipeline
 from ecgfm.stages import Output, Request, Store
 
@@ -190,6 +190,20 @@ def test_the_plan_of_the_embedded_source_names_every_stage_before_anything_is_ma
     assert [line.kind for line in lines] == list(STAGE_NAMES)
     assert {line.status for line in lines} == {"run"}
     assert not (tmp_path / "data").exists()
+
+
+def test_what_another_pipeline_made_of_other_records_explains_nothing(store: Store) -> None:
+    config = from_dict(Pipeline, {"sources": ["synthetic"]}, "test")
+    lines = {line.name: line for line in plan(config, {}, store)}
+    assert (lines["audit"].status, lines["audit"].why) == ("run", "never made of prepare synthetic")
+    assert {line.status for line in lines.values()} <= {"run", "maybe"}
+    assert not [line for line in lines.values() if "removed input" in line.why]
+
+
+def test_what_came_of_a_stage_is_told_in_sum_and_as_one_says_it(tmp_path: Path) -> None:
+    counts = {"excluded: constant_lead": 2, "excluded: too_short": 1, "slices": 1, "best epoch": 5}
+    made = Output(tmp_path, "toy", {}, counts, 0.1, "", cached=True)
+    assert summary([made]) == "cached: 1 slice, best epoch 5, 3 excluded"
 
 
 # ---- what a change costs
