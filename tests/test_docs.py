@@ -66,6 +66,8 @@ RUN = (
     "runners",
     "labeler",
     "answers",
+    "finetuning",
+    "orchestration",
 )
 AFTER = {  # page -> the page in whose folder it goes on
     "own-data": "quickstart",
@@ -74,6 +76,8 @@ AFTER = {  # page -> the page in whose folder it goes on
     "training": "pretraining",
     "labeler": "quickstart",
     "answers": "quickstart",
+    "finetuning": "quickstart",
+    "orchestration": "quickstart",
 }
 BEGINS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {  # page -> what it finds, until it is done
     "prepare-dataset": published_ptb_xl,
