@@ -24,6 +24,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml docker/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"ecgfm needs Python 3.11 or newer, found {v.major}.{v.minor}; set PYTHON=/path/to/python3.11")'
+	@echo "installing into $(VENV), in silence: some minutes, most of them downloads"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c docker/constraints.txt -e '.[dev]'
 	@touch $@

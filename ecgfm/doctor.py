@@ -138,7 +138,8 @@ def check_gpu(found: Torch, devices: Sequence[str], pip: str) -> Finding:
 def check_threads(usable: int, cores: int, torch_threads: int, asked: str | None) -> Finding:
     """asked: OMP_NUM_THREADS, None where it is not set"""
     cpus = f"{usable} CPUs" if usable == cores else f"{usable} of {cores} CPUs"
-    found = f"{cpus}, {torch_threads} threads for torch" if torch_threads else cpus
+    threads = f"{torch_threads} thread{'s' * (torch_threads != 1)} for torch"
+    found = f"{cpus}, {threads}" if torch_threads else cpus
     if asked is not None:
         found += f" (OMP_NUM_THREADS={asked})"
     if torch_threads > usable:
