@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ecgfm.report_template import COST_MARK
+from ecgfm.pages.template import COST_MARK
 from ecgfm.stages import Output, Request
 
 _NOT_KNOWN = "\N{EN DASH}"

@@ -15,15 +15,10 @@ import polars as pl
 import torch
 
 from ecgfm import checkpoints
-from ecgfm.assessment import ScoredRecords, as_json, assess
-from ecgfm.baselines import Shot, few_shot, knn
-from ecgfm.between_sources import BetweenSources, Records, leave_one_out, origins, transfer_thresholds
 from ecgfm.config import EvaluateConfig
-from ecgfm.confusion import ConfusedPair, ConfusionMatrix, confused_pairs, confusion_matrix
 from ecgfm.contracts import read_table, read_tables, write_table
 from ecgfm.data import Shards
 from ecgfm.drawing import draw_panels
-from ecgfm.embedding_map import MAP_RECORDS, EmbeddingMap, embedding_map
 from ecgfm.evaluate_values import evaluate_values
 from ecgfm.evaluated import (
     embed,
@@ -34,19 +29,17 @@ from ecgfm.evaluated import (
     sample,
     write_report,
 )
-from ecgfm.expected import beside
-from ecgfm.html_report import DIFFERENCES, MODELS, Report, curve_panels, render
 from ecgfm.label_space import LabelSpace
 from ecgfm.lead_subsets import score_lead_subsets, subsets_of, with_leads
-from ecgfm.metrics import BOOTSTRAP_RULE, best_f1_threshold, compare
 from ecgfm.model import Classifier
+from ecgfm.pages.expected import beside
+from ecgfm.pages.findings import DIFFERENCES, MODELS, Report, curve_panels, render
 from ecgfm.predict import (
     Labelled,
     calibrated,
     record_probabilities,
     segment_outputs,
 )
-from ecgfm.probe import Probe, linear_probe
 from ecgfm.report_contents import (
     choose_records,
     draw,
@@ -57,6 +50,13 @@ from ecgfm.report_contents import (
     says_normal,
     tell_small_network,
 )
+from ecgfm.scores.assessment import ScoredRecords, as_json, assess
+from ecgfm.scores.baselines import Shot, few_shot, knn
+from ecgfm.scores.between_sources import BetweenSources, Records, leave_one_out, origins, transfer_thresholds
+from ecgfm.scores.confusion import ConfusedPair, ConfusionMatrix, confused_pairs, confusion_matrix
+from ecgfm.scores.embedding_map import MAP_RECORDS, EmbeddingMap, embedding_map
+from ecgfm.scores.metrics import BOOTSTRAP_RULE, best_f1_threshold, compare
+from ecgfm.scores.probe import Probe, linear_probe
 from ecgfm.small_network import train_small_network
 from ecgfm.splits import SPLITS
 

@@ -13,17 +13,24 @@ import polars as pl
 import torch
 
 from ecgfm import checkpoints
-from ecgfm.assessment import as_json
 from ecgfm.config import EvaluateConfig
 from ecgfm.contracts import write_table
 from ecgfm.evaluated import Evaluated, embed, embedding_table, encoders_of, records_and_quality, sample, write_report
 from ecgfm.model import Classifier
+from ecgfm.pages.numbers import DIFFERENCES, ValuesReport, render, summary
 from ecgfm.predict import record_values, segment_outputs
-from ecgfm.regression import BOOTSTRAP_RULE, compare_values, neighbour_means, ridge_probe, score_value_parts, train_mean
 from ecgfm.report_contents import read_card_facts, read_cohort, read_finetuning, read_pretraining
+from ecgfm.scores.assessment import as_json
+from ecgfm.scores.regression import (
+    BOOTSTRAP_RULE,
+    compare_values,
+    neighbour_means,
+    ridge_probe,
+    score_value_parts,
+    train_mean,
+)
+from ecgfm.scores.subgroups import parts
 from ecgfm.splits import SPLITS
-from ecgfm.subgroups import parts
-from ecgfm.values_report import DIFFERENCES, ValuesReport, render, summary
 
 
 def evaluate_values(subject: Evaluated, inputs: Mapping[str, Any], config: EvaluateConfig, out: Path) -> dict[str, int]:

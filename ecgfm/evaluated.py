@@ -16,16 +16,16 @@ import polars as pl
 import torch
 
 from ecgfm import checkpoints, leakage
-from ecgfm.cards import DataFacts, ModelFacts, cards
 from ecgfm.checkpoints import Checkpoint
 from ecgfm.config import EvaluateConfig
 from ecgfm.contracts import read_table, read_tables
 from ecgfm.data import Shards, pick_device
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace, read_label_space
-from ecgfm.metrics import aggregate
 from ecgfm.model import Encoder
+from ecgfm.pages.cards import DataFacts, ModelFacts, cards
 from ecgfm.predict import Labelled, checkpoint_for, read_labelled, segment_outputs
+from ecgfm.scores.metrics import aggregate
 from ecgfm.splits import SPLITS
 
 

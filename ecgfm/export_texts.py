@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import yaml
 
-from ecgfm.cards import cell, evaluation_table
 from ecgfm.config import departures_in_words
+from ecgfm.pages.cards import cell, evaluation_table
 
 STANDARDISATION = (
     "each lead minus its mean, divided by its population standard deviation, both over all valid samples of the "

@@ -19,15 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ecgfm import checkpoints, leakage
-from ecgfm.calibration import fit_calibration, logits_of
 from ecgfm.config import PROGRESS_BAR, FinetuneConfig, Task, content_of
 from ecgfm.data import Shards, batches_per_epoch, load, pick_device, standardise, too_large, visits_from
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.losses import apply_lead_mask, sample_lead_mask
-from ecgfm.metrics import best_f1_threshold, mean_of_defined, point_scores
 from ecgfm.model import Classifier
-from ecgfm.multiclass import fit_temperature
 from ecgfm.predict import (
     Labelled,
     calibrated,
@@ -37,6 +34,9 @@ from ecgfm.predict import (
     record_values,
     segment_outputs,
 )
+from ecgfm.scores.calibration import fit_calibration, logits_of
+from ecgfm.scores.metrics import best_f1_threshold, mean_of_defined, point_scores
+from ecgfm.scores.multiclass import fit_temperature
 from ecgfm.supervised import loss_weights, supervised_loss
 from ecgfm.training import (
     Log,

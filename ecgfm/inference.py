@@ -32,13 +32,13 @@ from ecgfm.checkpoints import Meta
 from ecgfm.config import Precision, PrepareConfig, from_dict
 from ecgfm.data import Batch, pick_device, standardise, too_large
 from ecgfm.ecg import LEADS, Digital, EcgRecord, InputError, Rejected
-from ecgfm.metrics import aggregate
 from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
-from ecgfm.multiclass import most_probable, softmax
 from ecgfm.predict import calibrated, sigmoid, unscaled
 from ecgfm.predict import saliency as attention_saliency
 from ecgfm.prepare import PreparedRecord
 from ecgfm.recordings import Prepared, Refused, file_record, prepare
+from ecgfm.scores.metrics import aggregate
+from ecgfm.scores.multiclass import most_probable, softmax
 from ecgfm.shards import standardisation
 
 BATCH_SIZE = 64

@@ -17,10 +17,10 @@ from ecgfm.checkpoints import Meta
 from ecgfm.config import EvaluateConfig
 from ecgfm.data import Shards
 from ecgfm.label_space import LabelSpace
-from ecgfm.metrics import compare
 from ecgfm.model import Classifier
 from ecgfm.predict import Labelled, calibrated, record_probabilities, segment_outputs
-from ecgfm.subgroups import PartScores
+from ecgfm.scores.metrics import compare
+from ecgfm.scores.subgroups import PartScores
 
 SUBSETS = (
     ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"),

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from ecgfm import checkpoints
 from ecgfm import model as network
-from ecgfm.calibration import logits_of, scale
 from ecgfm.checkpoints import Checkpoint, Kind
 from ecgfm.config import Precision, Task, departures_in_words
 from ecgfm.contracts import read_table
 from ecgfm.data import Shards, in_order, load, standardise, subset, too_large
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace
-from ecgfm.metrics import aggregate
 from ecgfm.model import Classifier, Encoder, pool_nonzero_mean
-from ecgfm.multiclass import at_temperature, softmax
+from ecgfm.scores.calibration import logits_of, scale
+from ecgfm.scores.metrics import aggregate
+from ecgfm.scores.multiclass import at_temperature, softmax
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ecgfm.contracts import empty_table
 from ecgfm.drawing import AGAINST_AND_FOR, LONG_SECONDS, draw_ecg
 from ecgfm.ecg import InputError
 from ecgfm.files import naming
+from ecgfm.pages.saliency import page
 from ecgfm.recordings import (
     Found,
     Prepared,
@@ -35,7 +36,6 @@ from ecgfm.recordings import (
     prepare_files,
     read_slices,
 )
-from ecgfm.saliency_page import page
 
 if TYPE_CHECKING:
     from ecgfm.inference import Method, Model, Outputs, Prediction, Saliency

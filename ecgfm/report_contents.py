@@ -15,16 +15,16 @@ import yaml
 
 from ecgfm import checkpoints
 from ecgfm.attribution import for_display, integrated_gradients
-from ecgfm.cards import DataFacts, ModelFacts, TrainingFacts
 from ecgfm.config import EvaluateConfig, ModelConfig, Task, to_dict
 from ecgfm.contracts import read_table, read_tables
 from ecgfm.data import Shards, in_order, load, standardise
 from ecgfm.drawing import LONG_SECONDS, drawn_seconds
-from ecgfm.html_report import DrawnEcg
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.model import Classifier
+from ecgfm.pages.cards import DataFacts, ModelFacts, TrainingFacts
+from ecgfm.pages.findings import DrawnEcg
+from ecgfm.pages.parts import Cohort, SplitCounts, Training
 from ecgfm.predict import Labelled, saliency
-from ecgfm.report_parts import Cohort, SplitCounts, Training
 from ecgfm.shards import ShardReader
 from ecgfm.small_network import Trained
 from ecgfm.splits import SPLITS

@@ -29,8 +29,8 @@ from ecgfm.config import PROGRESS_BAR, EvaluateConfig
 from ecgfm.data import Shards, batches_per_epoch, in_order, load, standardise, too_large, visits_from
 from ecgfm.ecg import InputError
 from ecgfm.label_space import LabelSpace
-from ecgfm.metrics import point_scores
 from ecgfm.predict import Labelled, record_probabilities
+from ecgfm.scores.metrics import point_scores
 from ecgfm.supervised import masked_bce, masked_cross_entropy
 
 INPUT_HZ = 100

@@ -115,7 +115,7 @@ def _pictures(output: Output) -> dict[str, str]:
     }
     if "metrics.jsonl" in output.files:
         from ecgfm.drawing import draw_panels
-        from ecgfm.report_parts import training_panels
+        from ecgfm.pages.parts import training_panels
 
         lines = (output.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         pictures["curves"] = draw_panels(training_panels([json.loads(line) for line in lines]))

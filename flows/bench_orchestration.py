@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ecgfm.bench_prepare import write_records
+from ecgfm.bench.prepare import write_records
 from ecgfm.ecg import InputError
 from ecgfm.files import scratch_folder
 from flows import server

@@ -7,10 +7,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
-from ecgfm import baselines
-from ecgfm.baselines import few_shot, few_shot_rows, knn
 from ecgfm.ecg import InputError
-from ecgfm.metrics import auroc, point_scores
+from ecgfm.scores import baselines
+from ecgfm.scores.baselines import few_shot, few_shot_rows, knn
+from ecgfm.scores.metrics import auroc, point_scores
 
 Data = tuple[np.ndarray, np.ndarray]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from training_data import write_inputs
 
-from ecgfm.bench_load import _loadmat, _write_mats, every_place, main, write_slices
+from ecgfm.bench.load import _loadmat, _write_mats, every_place, main, write_slices
 from ecgfm.data import Shards
 from ecgfm.ecg import InputError
 

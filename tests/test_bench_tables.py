@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ecgfm.bench_tables import bench_tables, found_copies, main
+from ecgfm.bench.tables import bench_tables, found_copies, main
 from ecgfm.contracts import read_tables
 
 

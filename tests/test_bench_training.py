@@ -10,8 +10,8 @@ import torch
 from training_data import PRETRAIN, TINY
 from typer.testing import CliRunner
 
-from ecgfm import bench_training
-from ecgfm.bench_training import bench_encode, bench_pretrain, made_up
+from ecgfm.bench import training as bench_training
+from ecgfm.bench.training import bench_encode, bench_pretrain, made_up
 from ecgfm.config import ModelConfig
 from ecgfm.data import standardise
 from ecgfm.model import Encoder, flops_per_segment

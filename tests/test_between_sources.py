@@ -12,8 +12,10 @@ import pytest
 import sklearn.metrics
 from markupsafe import Markup
 
-from ecgfm.assessment import as_json
-from ecgfm.between_sources import (
+from ecgfm.contracts import empty_table
+from ecgfm.pages.transfer import sections
+from ecgfm.scores.assessment import as_json
+from ecgfm.scores.between_sources import (
     MIN_RECORDS,
     BetweenSources,
     Records,
@@ -22,10 +24,8 @@ from ecgfm.between_sources import (
     origins,
     transfer_thresholds,
 )
-from ecgfm.contracts import empty_table
-from ecgfm.metrics import best_f1_threshold
-from ecgfm.probe import linear_probe
-from ecgfm.transfer_page import sections
+from ecgfm.scores.metrics import best_f1_threshold
+from ecgfm.scores.probe import linear_probe
 
 LABELS = ["a", "b"]
 DRAWS: dict[str, Any] = {"n_replicates": 60, "confidence": 0.95, "seed": 0}

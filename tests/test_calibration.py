@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ecgfm.calibration import (
+from ecgfm.scores.calibration import (
     MAX_TEMPERATURE,
     MEASURES,
     MIN_TEMPERATURE,
@@ -29,7 +29,7 @@ from ecgfm.calibration import (
     threshold_at_sensitivity,
     threshold_at_specificity,
 )
-from ecgfm.metrics import auprc, auroc, bootstrap_areas, bootstrap_weights, patient_numbers
+from ecgfm.scores.metrics import auprc, auroc, bootstrap_areas, bootstrap_weights, patient_numbers
 
 LABELS = ["usual", "rare", "tied", "never", "always", "unknown", "constant"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ecgfm.cards import DataFacts, ModelFacts, TrainingFacts, cards, data_card, evaluation_table, model_card
 from ecgfm.contracts import CONTRACTS, contract
 from ecgfm.label_space import Label, LabelSpace
+from ecgfm.pages.cards import DataFacts, ModelFacts, TrainingFacts, cards, data_card, evaluation_table, model_card
 
 NAMES = ["atrial fibrillation", "left | right", "sinus  rhythm"]
 COUNTS = {

@@ -13,8 +13,8 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm.challenge_score import CLASSES, NORMAL, challenge_scores, merge_labels, reward_weights
 from ecgfm.labels import CHALLENGE_2021
+from ecgfm.scores.challenge import CLASSES, NORMAL, challenge_scores, merge_labels, reward_weights
 
 CODES = [codes for _, codes, _ in CLASSES]
 SINUS = next(k for k, codes in enumerate(CODES) if NORMAL in codes)

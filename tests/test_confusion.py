@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from ecgfm.confusion import ConfusedPair, confused_pairs, confusion_matrix
 from ecgfm.ecg import InputError
+from ecgfm.scores.confusion import ConfusedPair, confused_pairs, confusion_matrix
 
 LABELS = ["sinus rhythm", "atrial fibrillation", "atrial flutter", "pacing", "never"]
 

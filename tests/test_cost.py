@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_html_report import Page
+from test_pages_findings import Page
 
 from ecgfm import energy
 from ecgfm.cost import as_json, ledger, put_in, section
@@ -17,9 +17,9 @@ from ecgfm.ecg import InputError
 from ecgfm.energy import Counter
 from ecgfm.fingerprints import Input
 from ecgfm.lineage import lineage_of
+from ecgfm.pages.template import COST_MARK
 from ecgfm.pipeline import Made, Selection, Walker
 from ecgfm.pipelines_file import Pipeline
-from ecgfm.report_template import COST_MARK
 from ecgfm.runs import find_runs, recorded_run, report_of
 from ecgfm.stages import Output, Request, Stage, Store
 

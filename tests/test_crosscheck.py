@@ -11,8 +11,8 @@ import pytest
 import sklearn.metrics as judge
 from scipy.special import expit
 
-from ecgfm.calibration import averages, calibration, decisions
-from ecgfm.metrics import bootstrap_areas, bootstrap_weights, patient_numbers
+from ecgfm.scores.calibration import averages, calibration, decisions
+from ecgfm.scores.metrics import bootstrap_areas, bootstrap_weights, patient_numbers
 
 N, REPLICATES, SEED = 90, 12, 4
 CASES = (

@@ -204,7 +204,7 @@ def test_every_contract_is_on_the_page_of_tables(reference: types.ModuleType) ->
     made = reference.on_page_markdown(page, None, None, None)
     heads = re.findall(r"^### (\S+)$", made, re.MULTILINE)
     assert heads == sorted(path.stem for path in CONTRACTS.glob("*.yaml"))
-    assert "| `patient_id` | string |  | may be null |" in made
+    assert "| `patient_id` | string |  | the person, as in splits; null where unknown |" in made
 
 
 # ---- the page of commands

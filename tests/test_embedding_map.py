@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ecgfm.embedding_map import MOST_GROUPS, NONE, OTHER, embedding_map
+from ecgfm.scores.embedding_map import MOST_GROUPS, NONE, OTHER, embedding_map
 
 LABELS = [f"finding {number}" for number in range(12)]
 

@@ -269,7 +269,7 @@ def test_what_is_assessed_is_of_the_written_predictions_at_the_checkpoints_thres
 def test_several_datasets_are_told_apart(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecgfm.between_sources.MIN_RECORDS", 3)
+    monkeypatch.setattr("ecgfm.scores.between_sources.MIN_RECORDS", 3)
     slices = [Path(shutil.copytree(path, tmp_path / "slices" / path.name)) for path in inputs["slices"]]
     for path in slices:
         records = read_table(path / "records.parquet", "records")

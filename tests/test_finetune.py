@@ -25,7 +25,6 @@ from training_data import LABELS, PRETRAIN, TINY, digests, rows, write_inputs
 
 from ecgfm import checkpoints
 from ecgfm import finetune as stage
-from ecgfm.calibration import MIN_TEMPERATURE
 from ecgfm.config import FinetuneConfig, content_of, from_dict
 from ecgfm.data import Shards, subset
 from ecgfm.ecg import LEADS, InputError
@@ -36,6 +35,7 @@ from ecgfm.model import Classifier
 from ecgfm.pipeline import FINETUNE as FINETUNE_STAGE
 from ecgfm.predict import calibrated, read_labelled, record_probabilities, segment_outputs
 from ecgfm.pretrain import pretrain
+from ecgfm.scores.calibration import MIN_TEMPERATURE
 from ecgfm.stages import Request, Store
 
 FINETUNE = FinetuneConfig(

@@ -19,7 +19,16 @@ WORDS = {"ecg", "config"}
 TABLES = {*WORDS, "contracts"}
 RECORDS = {*TABLES, "sources", "signals", "quality", "shards"}
 MODEL = {"data", "augment", "model", "losses", "published", "checkpoints", "training", "predict"}
-TRAINING = {*TABLES, *MODEL, "leakage", "shards", "label_space", "metrics", "calibration", "multiclass"}
+TRAINING = {
+    *TABLES,
+    *MODEL,
+    "leakage",
+    "shards",
+    "label_space",
+    "scores.metrics",
+    "scores.calibration",
+    "scores.multiclass",
+}
 
 # module, or package for all of its modules -> the modules of ecgfm that it may import
 MAY_IMPORT: dict[str, set[str]] = {
@@ -61,63 +70,71 @@ MAY_IMPORT: dict[str, set[str]] = {
     "label_compare": {*TABLES, "answer_files", "label_reports"},
     "labels": {"label_reports", *RECORDS, "label_space", "label_tables"},
     "manifests": {*RECORDS, "label_space", "splits"},
-    "metrics": RECORDS,
-    "calibration": {*RECORDS, "metrics"},
-    "challenge_score": {*RECORDS, "metrics"},
-    "multiclass": {*RECORDS, "metrics", "calibration"},
-    "significance": {*RECORDS, "metrics"},
-    "probe": {*RECORDS, "metrics"},
-    "baselines": {*RECORDS, "metrics", "probe"},
+    "scores.metrics": RECORDS,
+    "scores.calibration": {*RECORDS, "scores.metrics"},
+    "scores.challenge": {*RECORDS, "scores.metrics"},
+    "scores.multiclass": {*RECORDS, "scores.metrics", "scores.calibration"},
+    "scores.significance": {*RECORDS, "scores.metrics"},
+    "scores.probe": {*RECORDS, "scores.metrics"},
+    "scores.baselines": {*RECORDS, "scores.metrics", "scores.probe"},
     "drawing": {"ecg"},
     "peek": {"ecg", "formats", "signals", "quality", "drawing"},
-    "report_template": set(),
-    "export_texts": {*WORDS, "cards"},
-    "regression": {*RECORDS, "metrics", "significance", "subgroups"},
-    "values_template": {"report_template"},
-    "report_parts": {"drawing", "report_pictures", "report_template"},
-    "values_report": {
+    "pages.template": set(),
+    "export_texts": {*WORDS, "pages.cards"},
+    "scores.regression": {*RECORDS, "scores.metrics", "scores.significance", "scores.subgroups"},
+    "pages.numbers_template": {"pages.template"},
+    "pages.parts": {"drawing", "pages.pictures", "pages.template"},
+    "pages.numbers": {
         *RECORDS,
-        *("metrics", "label_space", "regression", "cohort", "drawing", "report_parts", "report_pictures"),
-        *("assessment_page", "report_template", "significance", "values_template"),
+        *("scores.metrics", "label_space", "scores.regression", "cohort", "drawing", "pages.parts", "pages.pictures"),
+        *("pages.assessment", "pages.template", "scores.significance", "pages.numbers_template"),
     },
     "leakage": TABLES,
-    "subgroups": {*TABLES, "metrics"},
-    "confusion": {"ecg"},
-    "cards": {*TABLES, "label_space"},
-    "embedding_map": set(),
-    "report_pictures": {"drawing", "report_template"},
-    "exploration_page": {"confusion", "drawing", "embedding_map", "report_pictures"},
-    "between_sources": {*TABLES, "metrics", "probe"},
-    "transfer_page": {"between_sources", "report_template"},
-    "assessment": {*TABLES, "metrics", "calibration", "challenge_score", "multiclass", "significance", "subgroups"},
-    "expected": {*WORDS, "metrics", "report_template"},
-    "assessment_page": {
+    "scores.subgroups": {*TABLES, "scores.metrics"},
+    "scores.confusion": {"ecg"},
+    "pages.cards": {*TABLES, "label_space"},
+    "scores.embedding_map": set(),
+    "pages.pictures": {"drawing", "pages.template"},
+    "pages.exploration": {"scores.confusion", "drawing", "scores.embedding_map", "pages.pictures"},
+    "scores.between_sources": {*TABLES, "scores.metrics", "scores.probe"},
+    "pages.transfer": {"scores.between_sources", "pages.template"},
+    "scores.assessment": {
         *TABLES,
-        *("metrics", "calibration", "baselines", "assessment", "significance"),
-        *("drawing", "report_parts", "report_pictures", "report_template"),
+        "scores.metrics",
+        "scores.calibration",
+        "scores.challenge",
+        "scores.multiclass",
+        "scores.significance",
+        "scores.subgroups",
     },
-    "html_report": {
+    "pages.expected": {*WORDS, "scores.metrics", "pages.template"},
+    "pages.assessment": {
+        *TABLES,
+        *("scores.metrics", "scores.calibration", "scores.baselines", "scores.assessment", "scores.significance"),
+        *("drawing", "pages.parts", "pages.pictures", "pages.template"),
+    },
+    "pages.findings": {
         *RECORDS,
         *(
-            "metrics",
-            "multiclass",
-            "baselines",
-            "assessment",
-            "assessment_page",
+            "scores.metrics",
+            "scores.multiclass",
+            "scores.baselines",
+            "scores.assessment",
+            "pages.assessment",
             "drawing",
-            "expected",
-            "report_template",
+            "pages.expected",
+            "pages.template",
         ),
-        *("cohort", "confusion", "embedding_map", "exploration_page", "report_parts", "report_pictures"),
-        *("between_sources", "significance", "transfer_page"),
+        *("cohort", "scores.confusion", "scores.embedding_map", "pages.exploration", "pages.parts", "pages.pictures"),
+        *("scores.between_sources", "scores.significance", "pages.transfer"),
     },
     # the DAG
     "pipeline": {*WORDS, "pipelines_file", "files", "stages", "fingerprints", "own_process", "processes", "prepare"},
-    "cost": {"report_template", "stages"},
+    "cost": {"pages.template", "stages"},
     "runs": {*WORDS, "pipelines_file", "cost", "files", "stages", "pipeline"},
     "housekeeping": {"files", "pipeline", "runs", "stages"},
     "lineage": {*WORDS, "pipelines_file", "files", "fingerprints", "pipeline", "runs"},
-    "bench_prepare": {
+    "bench.prepare": {
         *RECORDS,
         "pipelines_file",
         "files",
@@ -128,8 +145,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "synthesize",
         "synthetic_ecg",
     },
-    "bench_label": {*WORDS, "label_reports", "reports"},
-    "bench_tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
+    "bench.label": {*WORDS, "label_reports", "reports"},
+    "bench.tables": {*TABLES, "audit", "labels", "manifests", "sketches", "splits"},
     # ---- torch begins here
     "model": WORDS,
     "augment": WORDS,
@@ -139,42 +156,71 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {*TABLES, "files", "leakage", "model", "published"},
     "checkpoint_commands": {*WORDS, "files", "model", "published", "checkpoints", "label_space"},
     "data": {*TABLES, "shards"},
-    "bench_load": {*WORDS, "files", "shards", "data"},
+    "bench.load": {*WORDS, "files", "shards", "data"},
     "distributed": {*WORDS, "shards", "data"},
     "training": {*TABLES, "own_process", "shards", "data", "model", "losses", "checkpoints"},
     "predict": TRAINING - {"training"},
-    "pretrain": {*TRAINING - {"label_space", "metrics", "calibration", "multiclass"}, "distributed"},
-    "bench_training": {*TRAINING, "distributed", "pretrain"},
+    "pretrain": {
+        *TRAINING - {"label_space", "scores.metrics", "scores.calibration", "scores.multiclass"},
+        "distributed",
+    },
+    "bench.training": {*TRAINING, "distributed", "pretrain"},
     "finetune": {*TRAINING, "supervised"},
     "small_network": {*TRAINING - {"training"}, "own_process", "supervised"},
-    "lead_subsets": {*TRAINING - {"training"}, "subgroups"},
+    "lead_subsets": {*TRAINING - {"training"}, "scores.subgroups"},
     "report_contents": {
         *TRAINING - {"training"},
-        *("splits", "attribution", "cards", "drawing", "html_report", "report_parts", "small_network"),
+        *("splits", "attribution", "pages.cards", "drawing", "pages.findings", "pages.parts", "small_network"),
     },
-    "evaluated": {*TRAINING - {"training"}, "splits", "cards"},
+    "evaluated": {*TRAINING - {"training"}, "splits", "pages.cards"},
     "evaluate_values": {
         *TRAINING - {"training"},
-        *("evaluated", "splits", "subgroups", "assessment", "cards", "regression", "report_contents"),
-        "values_report",
+        *(
+            "evaluated",
+            "splits",
+            "scores.subgroups",
+            "scores.assessment",
+            "pages.cards",
+            "scores.regression",
+            "report_contents",
+        ),
+        "pages.numbers",
     },
     "evaluate": {
         *TRAINING - {"training"},
         *("evaluated", "evaluate_values"),
-        *("splits", "probe", "baselines", "subgroups", "assessment", "drawing", "expected"),
-        *("html_report", "report_contents", "cards", "confusion", "embedding_map"),
-        *("between_sources", "small_network", "lead_subsets"),
+        *(
+            "splits",
+            "scores.probe",
+            "scores.baselines",
+            "scores.subgroups",
+            "scores.assessment",
+            "drawing",
+            "pages.expected",
+        ),
+        *("pages.findings", "report_contents", "pages.cards", "scores.confusion", "scores.embedding_map"),
+        *("scores.between_sources", "small_network", "lead_subsets"),
     },
     # answers about recordings that no pipeline has seen; recordings are found and prepared without torch
     "recordings": {*TABLES, "formats", "sources", "shards", "processes", "prepare"},
     "attribution": {"model"},
     "inference": {
-        *(*WORDS, "metrics", "multiclass", "prepare", "recordings", "data", "model", "predict", "attribution"),
+        *(
+            *WORDS,
+            "scores.metrics",
+            "scores.multiclass",
+            "prepare",
+            "recordings",
+            "data",
+            "model",
+            "predict",
+            "attribution",
+        ),
         *("checkpoints", "checkpoint_commands", "shards"),
     },
-    "saliency_page": {"checkpoints", "inference"},
+    "pages.saliency": {"checkpoints", "inference"},
     "answer_files": {*TABLES, "files"},
-    "predict_commands": {"answer_files", *TABLES, "files", "drawing", "recordings", "inference", "saliency_page"},
+    "predict_commands": {"answer_files", *TABLES, "files", "drawing", "recordings", "inference", "pages.saliency"},
     "hub": {"ecg", "files"},
     "doctor": set(),  # what this machine can do
     "export": {*WORDS, "checkpoints", "export_texts", "inference", "model", "prepare", "shards", "synthetic_ecg"},
@@ -192,8 +238,8 @@ MAY_IMPORT_TORCH = {
     "evaluate",
     "evaluate_values",
     "evaluated",
-    "bench_load",
-    "bench_training",
+    "bench.load",
+    "bench.training",
     "attribution",
     "inference",
     "doctor",  # asks whether it can be imported
@@ -231,11 +277,15 @@ def imports_of(module: str) -> set[str]:
 
 
 def entry(module: str) -> str:
-    """The table's name for a module of ecgfm: `sources` for `ecgfm.sources.ptb_xl`."""
-    return module.split(".")[1]
+    """The table's name for a module of ecgfm: its own, or its package's, as `sources` for `ecgfm.sources.ptb_xl`."""
+    name = module.removeprefix("ecgfm.")
+    return name if name in MAY_IMPORT else name.partition(".")[0]
 
 
-OURS = [module for module in modules() if module.startswith("ecgfm.")]
+GROUPS = {"ecgfm.bench", "ecgfm.pages", "ecgfm.scores"}
+"""Packages whose modules each have a row; they themselves import nothing."""
+
+OURS = [module for module in modules() if module.startswith("ecgfm.") and module not in GROUPS]
 
 
 def test_imports_are_found_wherever_they_stand() -> None:
@@ -266,7 +316,8 @@ def test_a_module_imports_what_it_may(module: str) -> None:
     assert "torch" not in outside or entry(module) in MAY_IMPORT_TORCH
 
 
-def test_the_package_itself_imports_nothing() -> None:
+def test_the_packages_themselves_import_nothing() -> None:
+    assert all(not imports_of(group) for group in GROUPS)
     assert imports_of("ecgfm") <= {"__future__", "importlib", "typing"}
     assert not {"torch", "numpy"} & loaded_after("ecgfm")
 
@@ -308,7 +359,7 @@ def loaded_after(*names: str) -> set[str]:
 def test_everything_before_torch_works_without_torch_and_prefect() -> None:
     """Through other packages too."""
     early = [module for module in OURS if entry(module) not in MAY_IMPORT_TORCH]
-    assert {"ecgfm.prepare", "ecgfm.metrics", "ecgfm.pipeline", "ecgfm.html_report"} <= set(early)
+    assert {"ecgfm.prepare", "ecgfm.scores.metrics", "ecgfm.pipeline", "ecgfm.pages.findings"} <= set(early)
     assert not {"torch", "prefect"} & loaded_after(*early)
 
 

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from ecgfm.bench_label import made_up
-from ecgfm.bench_label import main as bench
+from ecgfm.bench.label import made_up
+from ecgfm.bench.label import main as bench
 from ecgfm.config import LabelsConfig, ReportsConfig, from_dict
 from ecgfm.contracts import empty_table, read_table, write_table
 from ecgfm.ecg import InputError

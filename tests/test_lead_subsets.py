@@ -15,9 +15,9 @@ from ecgfm.data import Shards
 from ecgfm.ecg import LEADS
 from ecgfm.label_space import LabelSpace, read_label_space
 from ecgfm.lead_subsets import SUBSETS, leads_alone, score_lead_subsets, subsets_of, with_leads
-from ecgfm.metrics import point_scores
 from ecgfm.model import Classifier
 from ecgfm.predict import Labelled, calibrated, read_labelled, record_probabilities, segment_outputs
+from ecgfm.scores.metrics import point_scores
 
 CPU = torch.device("cpu")
 

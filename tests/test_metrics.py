@@ -10,8 +10,8 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm import metrics
 from ecgfm.ecg import InputError
+from ecgfm.scores import metrics
 
 
 def simulated(

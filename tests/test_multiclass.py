@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
-from ecgfm.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
-from ecgfm.multiclass import at_temperature, class_accuracy, fit_temperature, most_probable, softmax
+from ecgfm.scores.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
+from ecgfm.scores.multiclass import at_temperature, class_accuracy, fit_temperature, most_probable, softmax
 
 
 def some(n: int = 400, classes: int = 4, seed: int = 0, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

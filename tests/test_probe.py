@@ -7,10 +7,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from ecgfm import probe as module
 from ecgfm.ecg import InputError
-from ecgfm.metrics import auroc, point_scores
-from ecgfm.probe import STRENGTHS, Design, choose, choose_by_label, fit_path, linear_probe
+from ecgfm.scores import probe as module
+from ecgfm.scores.metrics import auroc, point_scores
+from ecgfm.scores.probe import STRENGTHS, Design, choose, choose_by_label, fit_path, linear_probe
 
 
 def embedded(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from sklearn.preprocessing import StandardScaler
 
 from ecgfm.ecg import InputError
-from ecgfm.metrics import bootstrap_weights, patient_numbers
-from ecgfm.regression import (
+from ecgfm.scores.metrics import bootstrap_weights, patient_numbers
+from ecgfm.scores.regression import (
     MEASURES,
     STRENGTHS,
     compare_values,
@@ -20,7 +20,7 @@ from ecgfm.regression import (
     score_value_parts,
     train_mean,
 )
-from ecgfm.subgroups import Part
+from ecgfm.scores.subgroups import Part
 
 LABELS, UNITS = ("age", "LVEF"), ("years", "percent")
 

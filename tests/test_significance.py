@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgfm.metrics import auprc, auroc, bootstrap_areas, compare
-from ecgfm.significance import MEASURES, Measure, bootstrap_p, delong, holm, paired_tests, permutation_test
+from ecgfm.scores.metrics import auprc, auroc, bootstrap_areas, compare
+from ecgfm.scores.significance import MEASURES, Measure, bootstrap_p, delong, holm, paired_tests, permutation_test
 
 
 def simulated(

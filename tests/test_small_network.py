@@ -16,8 +16,8 @@ from ecgfm.config import EvaluateConfig
 from ecgfm.data import Shards
 from ecgfm.ecg import LEADS, InputError
 from ecgfm.label_space import LabelSpace, read_label_space
-from ecgfm.metrics import point_scores
 from ecgfm.predict import Labelled, read_labelled
+from ecgfm.scores.metrics import point_scores
 from ecgfm.small_network import ResidualNetwork, train_small_network
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_html_report import FILES, Page, report
+from test_pages_findings import FILES, Page, report
 
-from ecgfm.html_report import render
-from ecgfm.report_template import SORT_SCRIPT
+from ecgfm.pages.findings import render
+from ecgfm.pages.template import SORT_SCRIPT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from ecgfm.contracts import empty_table
-from ecgfm.metrics import compare
-from ecgfm.subgroups import Part, parts, score_parts
+from ecgfm.scores.metrics import compare
+from ecgfm.scores.subgroups import Part, parts, score_parts
 
 
 def tables(n: int = 60, **columns: list[object]) -> tuple[pl.DataFrame, pl.DataFrame]:

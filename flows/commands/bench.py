@@ -36,7 +36,7 @@ def bench_prepare(
       ecgfm bench prepare --records 1000 --folder /tmp
     """
     with one_line_errors(debug):
-        from ecgfm.bench_prepare import main as measure
+        from ecgfm.bench.prepare import main as measure
 
         typer.echo(measure(records, raw, folder.absolute(), workers, repeats))
 
@@ -73,7 +73,7 @@ def bench_tables(
       ecgfm bench tables --records 100000 --folder /tmp
     """
     with one_line_errors(debug):
-        from ecgfm.bench_tables import main as measure
+        from ecgfm.bench.tables import main as measure
 
         typer.echo(measure(records, folder.absolute()))
 
@@ -102,7 +102,7 @@ def bench_load(
       ecgfm bench load --segments 2000 --workers 2 --folder /tmp
     """
     with one_line_errors(debug):
-        from ecgfm.bench_load import main as measure
+        from ecgfm.bench.load import main as measure
 
         counts = shards or [count for count in (1, 10, 100) if count <= segments]
         typer.echo(measure(segments, counts, batch, workers, folder.absolute(), stage or [], device, repeats))
@@ -134,7 +134,7 @@ def bench_pretrain(
       ecgfm bench pretrain --device cuda --pairs 64
     """
     with one_line_errors(debug):
-        from ecgfm.bench_training import bench_pretrain as measure
+        from ecgfm.bench.training import bench_pretrain as measure
 
         values = {"batch_pairs": pairs, "precision": precision, "device": device, "compile": compiled}
         typer.echo(measure(from_dict(PretrainConfig, {**values, "model": _values(model)}, "bench pretrain"), steps))
@@ -156,7 +156,7 @@ def bench_encode(
       ecgfm bench encode --device cuda --batch 256
     """
     with one_line_errors(debug):
-        from ecgfm.bench_training import bench_encode as measure
+        from ecgfm.bench.training import bench_encode as measure
 
         config = from_dict(
             PretrainConfig, {"precision": precision, "device": device, "model": _values(model)}, "bench encode"
@@ -195,6 +195,6 @@ def bench_label(
       ecgfm bench label --reports 10000
     """
     with one_line_errors(debug):
-        from ecgfm.bench_label import main as measure
+        from ecgfm.bench.label import main as measure
 
         typer.echo(measure(reports, table, text_column, id_column, jobs, repeats))

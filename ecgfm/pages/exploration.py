@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import jinja2
 from markupsafe import Markup
 
-from ecgfm.confusion import ConfusedPair, ConfusionMatrix
 from ecgfm.drawing import Cloud
-from ecgfm.embedding_map import NONE, OTHER, EmbeddingMap
-from ecgfm.report_pictures import cloud_pictures
+from ecgfm.pages.pictures import cloud_pictures
+from ecgfm.scores.confusion import ConfusedPair, ConfusionMatrix
+from ecgfm.scores.embedding_map import NONE, OTHER, EmbeddingMap
 
 MOST_PAIRS = 15
 

@@ -1,5 +1,5 @@
 """The report of an evaluation of numbers: plain data in, one self-contained HTML page out, of the look of the report on
-findings (html_report.py). It holds neither dates nor seconds nor paths: the same data give the same bytes.
+findings (findings.py). It holds neither dates nor seconds nor paths: the same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from ecgfm.assessment_page import shown_p
 from ecgfm.cohort import cohort_svg
 from ecgfm.drawing import Panel, Series
 from ecgfm.label_space import Label
-from ecgfm.metrics import Estimate
-from ecgfm.regression import ModelScores, PartValues, ValueDifference, ValueScores
-from ecgfm.report_parts import FEW_PATIENTS, MINUS, Cohort, Training, counted, environment, frame
-from ecgfm.report_pictures import panel_pictures
-from ecgfm.report_template import svg_image
-from ecgfm.significance import ALPHA
-from ecgfm.values_template import TEMPLATE
+from ecgfm.pages.assessment import shown_p
+from ecgfm.pages.numbers_template import TEMPLATE
+from ecgfm.pages.parts import FEW_PATIENTS, MINUS, Cohort, Training, counted, environment, frame
+from ecgfm.pages.pictures import panel_pictures
+from ecgfm.pages.template import svg_image
+from ecgfm.scores.metrics import Estimate
+from ecgfm.scores.regression import ModelScores, PartValues, ValueDifference, ValueScores
+from ecgfm.scores.significance import ALPHA
 
 MODELS = {
     "finetuned": "Finetuned model",

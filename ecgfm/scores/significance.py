@@ -1,6 +1,6 @@
 """Whether one model is better than another: paired tests on the same records, by patient.
 
-The first opinion is the paired bootstrap of `ecgfm.metrics`: the differences in the replicates behind the intervals.
+The first opinion is the paired bootstrap of `metrics.py`: the differences in the replicates behind the intervals.
 `delong` is a second one for a single AUROC, and `permutation_test` a third, which assumes no distribution at all.
 `holm` keeps the chance of any false claim in a family of tests below the level that one alone would have.
 """
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.stats import norm, rankdata
 
-from ecgfm.metrics import (
+from ecgfm.scores.metrics import (
     AreaReplicates,
     Estimate,
     check_scores,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from ecgfm.metrics import (
+from ecgfm.scores.metrics import (
     Estimate,
     OperatingPoint,
     Scores,
@@ -27,7 +27,7 @@ from ecgfm.metrics import (
     operating_point,
     patient_numbers,
 )
-from ecgfm.probe import linear_probe
+from ecgfm.scores.probe import linear_probe
 
 JOINED = " = "
 """Between the names of datasets that are one origin."""

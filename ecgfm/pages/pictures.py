@@ -9,7 +9,7 @@ from collections.abc import Sequence, Set
 from markupsafe import Markup
 
 from ecgfm.drawing import Cloud, Panel, draw_cloud, draw_panels, line_look, line_names
-from ecgfm.report_template import svg_image
+from ecgfm.pages.template import svg_image
 
 
 def panel_pictures(

@@ -1,7 +1,7 @@
 """Probabilities and decisions: whether 0.8 means eight in ten, and what is right and wrong at a threshold.
 
 Everything is over the records of known truth, label by label, with n and positives beside it. Intervals are those of
-`ecgfm.metrics`: patients drawn with replacement, the same replicates for every label, percentiles widened where needed
+`metrics.py`: patients drawn with replacement, the same replicates for every label, percentiles widened where needed
 to hold the point. A replicate in which a number is not defined (no positive, nothing called) is left out of that
 number's interval, and counted. Where every replicate agrees, as of a sensitivity of 1, the interval has no width: the
 bootstrap cannot see what it has not drawn, and n and positives say how little that may be.
@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from ecgfm.metrics import (
+from ecgfm.scores.metrics import (
     AreaReplicates,
     Estimate,
     OperatingPoint,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jinja2
 from markupsafe import Markup
 
-from ecgfm.between_sources import JOINED, BetweenSources
-from ecgfm.report_template import MACROS
+from ecgfm.pages.template import MACROS
+from ecgfm.scores.between_sources import JOINED, BetweenSources
 
 SECTIONS = (
     MACROS

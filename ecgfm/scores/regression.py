@@ -1,7 +1,7 @@
 """How good predicted numbers are, with intervals by patient, and what they are to be compared with.
 
 Measures are over the records of known truth, label by label, with n beside them. Intervals are those of
-`ecgfm.metrics`: patients drawn with replacement, the same replicates for every model, so that differences are paired;
+`metrics.py`: patients drawn with replacement, the same replicates for every model, so that differences are paired;
 percentiles widened where needed to hold the point. Every measure is a function of weighted sums, so that all replicates
 are a few matrix products.
 
@@ -21,9 +21,9 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from ecgfm.ecg import InputError
-from ecgfm.metrics import Estimate, bootstrap_weights, divide, estimate, patient_numbers
-from ecgfm.significance import bootstrap_p, holm
-from ecgfm.subgroups import Part
+from ecgfm.scores.metrics import Estimate, bootstrap_weights, divide, estimate, patient_numbers
+from ecgfm.scores.significance import bootstrap_p, holm
+from ecgfm.scores.subgroups import Part
 
 BOOTSTRAP_RULE = (
     "patients drawn with replacement, without strata; a record of no known patient is a patient of its own; percentile "

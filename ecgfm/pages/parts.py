@@ -11,8 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from ecgfm.drawing import Panel, Series
-from ecgfm.report_pictures import panel_pictures
-from ecgfm.report_template import COST_MARK, SORT_SCRIPT, STYLE
+from ecgfm.pages.pictures import panel_pictures
+from ecgfm.pages.template import COST_MARK, SORT_SCRIPT, STYLE
 
 FEW_PATIENTS = 200
 """Below this a report says in words that the test split is small."""
@@ -87,7 +87,7 @@ def environment(**filters: Callable[..., str]) -> jinja2.Environment:
 
 
 def frame(cohort: Cohort, trainings: Sequence[Training], files: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """What every report fills in. files: as `html_report.render`"""
+    """What every report fills in. files: as of `findings.render`"""
     n_listed, n_rejected, n_excluded = (
         sum(counts.values()) for counts in (cohort.listed, cohort.rejected, cohort.excluded)
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ecgfm.metrics import Scores, compare
+from ecgfm.scores.metrics import Scores, compare
 
 AGE_BANDS = ((0, 18), (18, 40), (40, 65), (65, 80), (80, math.inf))
 """Years, the lower end in, the upper one out."""

@@ -4,7 +4,7 @@ Reyna et al. 2021, "Will Two Do? Varying Dimensions in Electrocardiography" (Com
 evaluation published with it (github.com/physionetchallenges/evaluation-2021, `weights.csv`). A record's credit is the
 mean weight of every pair of a true and a called class, over the classes that are either; the score is the sum of
 credits, scaled so that calling every record normal (sinus rhythm) gives 0 and calling everything right gives 1. It can
-be negative. The other numbers here follow that evaluation too, which differs from `ecgfm.metrics` where a class is
+be negative. The other numbers here follow that evaluation too, which differs from `metrics.py` where a class is
 empty: see `ChallengeClass`.
 
 The published weights lie on a line but for two pairs: the weight of two classes is a half less the distance of their
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ecgfm.metrics import (
+from ecgfm.scores.metrics import (
     Estimate,
     bootstrap_weights,
     check_scores,

@@ -1,7 +1,7 @@
 """How the report looks: one HTML page without scripts, fonts or pictures from elsewhere. Its one script sorts tables.
 
 A module and not a data file, so that a change of it is a change of the code that the evaluation's key is made of.
-`html_report.render` fills it in.
+`findings.render` fills it in.
 """
 
 from __future__ import annotations

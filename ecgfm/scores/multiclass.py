@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 
-from ecgfm.calibration import LARGEST_LOGIT, MAX_TEMPERATURE, MIN_POSITIVES_TO_FIT, MIN_TEMPERATURE
-from ecgfm.metrics import Estimate, bootstrap_weights, divide, estimate, mean_of_defined, patient_numbers
+from ecgfm.scores.calibration import LARGEST_LOGIT, MAX_TEMPERATURE, MIN_POSITIVES_TO_FIT, MIN_TEMPERATURE
+from ecgfm.scores.metrics import Estimate, bootstrap_weights, divide, estimate, mean_of_defined, patient_numbers
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
     """The one temperature of all classes that minimises the log loss of `at_temperature` (Guo et al. 2017, arXiv
     1706.04599). It is convex in 1 / temperature, so the root of its slope is the one minimum.
 
-    1 where fewer than `MIN_POSITIVES_TO_FIT` records are of known class, and within the bounds of ecgfm.calibration.
+    1 where fewer than `MIN_POSITIVES_TO_FIT` records are of known class, and within the bounds of `calibration.py`.
 
     truth: (record, class), exactly one of a record 1, or NaN throughout where unknown; probabilities: (record, class)
     """
@@ -80,7 +80,7 @@ def class_accuracy(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ClassAccuracy:
-    """Accuracy and balanced accuracy of the most probable class, with intervals by patient as of `ecgfm.metrics`.
+    """Accuracy and balanced accuracy of the most probable class, with intervals by patient as of `metrics.py`.
 
     truth: (record, class), exactly one of a record 1, or NaN throughout where unknown; probabilities: (record, class)
     patients: (record,), None where unknown

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ecgfm.calibration import Average, Calibration, Decisions, averages, calibration, decisions
-from ecgfm.challenge_score import ChallengeScores, challenge_scores
-from ecgfm.metrics import AreaReplicates, bootstrap_areas
-from ecgfm.multiclass import ClassAccuracy, class_accuracy, most_probable
-from ecgfm.significance import PairedTest, paired_tests
-from ecgfm.subgroups import PartScores, parts, score_parts
+from ecgfm.scores.calibration import Average, Calibration, Decisions, averages, calibration, decisions
+from ecgfm.scores.challenge import ChallengeScores, challenge_scores
+from ecgfm.scores.metrics import AreaReplicates, bootstrap_areas
+from ecgfm.scores.multiclass import ClassAccuracy, class_accuracy, most_probable
+from ecgfm.scores.significance import PairedTest, paired_tests
+from ecgfm.scores.subgroups import PartScores, parts, score_parts
 
 
 @dataclass(frozen=True)

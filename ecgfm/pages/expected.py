@@ -9,8 +9,8 @@ import jinja2
 from markupsafe import Markup
 
 from ecgfm.config import Published
-from ecgfm.metrics import Estimate, Scores
-from ecgfm.report_template import MACROS
+from ecgfm.pages.template import MACROS
+from ecgfm.scores.metrics import Estimate, Scores
 
 MEASURES = {
     "macro_auroc": "macro AUROC",

@@ -11,18 +11,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ecgfm.assessment import ScoredRecords, assess
-from ecgfm.baselines import few_shot
 from ecgfm.config import Published
-from ecgfm.confusion import ConfusionMatrix, confused_pairs
 from ecgfm.contracts import empty_table
 from ecgfm.ecg import LEADS
-from ecgfm.embedding_map import embedding_map
-from ecgfm.expected import beside
-from ecgfm.html_report import DIFFERENCES, DrawnEcg, Report
-from ecgfm.html_report import render as render_with_files
-from ecgfm.metrics import best_f1_threshold, compare, operating_point
-from ecgfm.report_parts import MAX_POINTS, Cohort, SplitCounts, Training, training_panels
+from ecgfm.pages.expected import beside
+from ecgfm.pages.findings import DIFFERENCES, DrawnEcg, Report
+from ecgfm.pages.findings import render as render_with_files
+from ecgfm.pages.parts import MAX_POINTS, Cohort, SplitCounts, Training, training_panels
+from ecgfm.scores.assessment import ScoredRecords, assess
+from ecgfm.scores.baselines import few_shot
+from ecgfm.scores.confusion import ConfusionMatrix, confused_pairs
+from ecgfm.scores.embedding_map import embedding_map
+from ecgfm.scores.metrics import best_f1_threshold, compare, operating_point
 
 LABELS = ["atrial fibrillation", "<b>pacing</b> & rhythm", "sinus rhythm"]
 PUBLISHED = [

@@ -1,7 +1,7 @@
-"""How the report on numbers looks. A module for the same reason as report_template.py; `values_report.render` fills it
+"""How the report on numbers looks. A module for the same reason as template.py; `numbers.render` fills it
 in."""
 
-from ecgfm.report_template import CLOSING, CURVES, LIMITS, MACROS, OPENING, SPLITS, TRAINED
+from ecgfm.pages.template import CLOSING, CURVES, LIMITS, MACROS, OPENING, SPLITS, TRAINED
 
 TEMPLATE = (
     MACROS

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ecgfm.ecg import InputError
-from ecgfm.metrics import point_scores
+from ecgfm.scores.metrics import point_scores
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """What C, the inverse of the L2 penalty, is chosen from."""

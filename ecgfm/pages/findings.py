@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ecgfm import transfer_page
-from ecgfm.assessment import Assessment
-from ecgfm.assessment_page import sections, shown_p
-from ecgfm.baselines import Shot
-from ecgfm.between_sources import BetweenSources
 from ecgfm.cohort import cohort_svg
-from ecgfm.confusion import ConfusedPair, ConfusionMatrix
 from ecgfm.drawing import Panel, Series, draw_ecg
-from ecgfm.embedding_map import EmbeddingMap
-from ecgfm.expected import Beside
-from ecgfm.expected import section as published_section
-from ecgfm.exploration_page import sections as exploration_sections
-from ecgfm.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
-from ecgfm.multiclass import most_probable
-from ecgfm.report_parts import FEW_PATIENTS, MINUS, NONE, Cohort, Training, counted, environment, frame, shortened
-from ecgfm.report_pictures import panel_pictures
-from ecgfm.report_template import TEMPLATE, svg_image
-from ecgfm.significance import ALPHA
+from ecgfm.pages import transfer as transfer_page
+from ecgfm.pages.assessment import sections, shown_p
+from ecgfm.pages.expected import Beside
+from ecgfm.pages.expected import section as published_section
+from ecgfm.pages.exploration import sections as exploration_sections
+from ecgfm.pages.parts import FEW_PATIENTS, MINUS, NONE, Cohort, Training, counted, environment, frame, shortened
+from ecgfm.pages.pictures import panel_pictures
+from ecgfm.pages.template import TEMPLATE, svg_image
+from ecgfm.scores.assessment import Assessment
+from ecgfm.scores.baselines import Shot
+from ecgfm.scores.between_sources import BetweenSources
+from ecgfm.scores.confusion import ConfusedPair, ConfusionMatrix
+from ecgfm.scores.embedding_map import EmbeddingMap
+from ecgfm.scores.metrics import Estimate, OperatingPoint, Scores, pr_curve, roc_curve
+from ecgfm.scores.multiclass import most_probable
+from ecgfm.scores.significance import ALPHA
 
 MODELS = {
     "finetuned": "Finetuned model",

@@ -8,14 +8,14 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from ecgfm.assessment import Assessment
-from ecgfm.baselines import Shot
-from ecgfm.calibration import Calibration
 from ecgfm.drawing import Panel, Series
-from ecgfm.report_parts import counted, shortened
-from ecgfm.report_pictures import panel_pictures
-from ecgfm.report_template import MACROS
-from ecgfm.significance import ALPHA
+from ecgfm.pages.parts import counted, shortened
+from ecgfm.pages.pictures import panel_pictures
+from ecgfm.pages.template import MACROS
+from ecgfm.scores.assessment import Assessment
+from ecgfm.scores.baselines import Shot
+from ecgfm.scores.calibration import Calibration
+from ecgfm.scores.significance import ALPHA
 
 SECTIONS = (
     MACROS

@@ -1,6 +1,6 @@
 """What embeddings are good for without a trained head: their nearest neighbours, and a probe on few examples.
 
-Both are on embeddings standardised by the train records' means and standard deviations, as in `ecgfm.probe`: the raw
+Both are on embeddings standardised by the train records' means and standard deviations, as in `probe.py`: the raw
 embeddings of a transformer share a large common part, and the cosine of any two of them is near 1.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ecgfm.ecg import InputError
-from ecgfm.metrics import mean_of_defined, point_scores
-from ecgfm.probe import Design, Linear
+from ecgfm.scores.metrics import mean_of_defined, point_scores
+from ecgfm.scores.probe import Design, Linear
 
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 """What the number of neighbours is chosen from."""
