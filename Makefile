@@ -2,6 +2,7 @@
 PYTHON   ?= python3
 VENV     ?= .venv
 DATA_DIR ?= ecgfm-data
+TEST_JOBS ?= 2
 INSTALLED = $(VENV)/.installed
 
 .PHONY: demo test check docs install clean
@@ -10,7 +11,7 @@ demo: $(INSTALLED)  ## run the whole line on embedded synthetic ECGs; names the 
 	$(VENV)/bin/ecgfm run demo --data-dir $(DATA_DIR)
 
 test: $(INSTALLED)  ## run the tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 check: $(INSTALLED)  ## format, lint and types
 	$(VENV)/bin/ruff format --check
