@@ -62,13 +62,21 @@ def init_source(folder: Path, picture: Path, force: bool = False) -> list[str]:
     """Write FOLDER/ecgfm.yaml and the picture; returns what there is to say, line by line.
 
     Raises:
-        InputError: no such folder, no recording in it, or an ecgfm.yaml that is there already (unless `force`).
+        InputError: no such folder, no recording in it, an ecgfm.yaml that is there already (unless `force`), or one of
+            the two cannot be written.
     """
     path = folder / FILE
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of recordings, found {'a file' if folder.exists() else 'none'}")
     if path.exists() and not force:
         raise InputError(f"{path} is there already; --force writes it anew")
+    if not os.access(folder, os.W_OK):
+        raise InputError(
+            f"{folder}: no permission to write {FILE} into it, which says how it is read; have it writable for this "
+            "once, or copy the recordings"
+        )
+    if not os.access(picture.absolute().parent, os.W_OK):
+        raise InputError(f"{picture}: no permission to write there, or no such folder; name another with --picture")
     look = look_at(folder)
     config = from_dict(OwnConfig, look.values, str(path))
     listed = own.list_as_told(folder, config)

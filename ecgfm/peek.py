@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,8 @@ def draw(look: Look, picture: Path) -> tuple[str, ...]:
     picture_format = _picture_format(picture)
     if not picture.absolute().parent.is_dir():
         raise InputError(f"{picture}: no folder {picture.parent} to draw into; make it first")
+    if not os.access(picture.absolute().parent, os.W_OK):
+        raise InputError(f"{picture}: no permission to write there; name another with --out")
     rows = list(range(len(look.leads)))
     if len(rows) > MAX_DRAWN_LEADS:
         rows = [row for row in rows if look.leads[row] in LEADS] or rows

@@ -205,7 +205,7 @@ def recorded_run(
             OSError, InputError
         ):  # what went wrong matters more than that it cannot be noted; unnoted it is `killed`
             if isinstance(error, KeyboardInterrupt):
-                end("stopped")
+                end("stopped", error="by Ctrl-C")
             else:
                 end("failed", error=" ".join(str(error).split()) or type(error).__name__)
         raise

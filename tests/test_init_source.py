@@ -77,6 +77,21 @@ def test_the_next_command_is_one_that_a_shell_and_the_pipeline_take(tmp_path: Pa
     assert pipeline.sources == ("own",)
 
 
+def test_a_code_of_the_challenge_has_its_name_in_the_next_command(tmp_path: Path) -> None:
+    codes = ("426783006", "733534002", "164909002", "999")  # sinus rhythm, two codes of one class, and an unknown one
+    signal = np.random.default_rng(0).normal(0, 200, (12, 5000)).astype(np.int16)
+    for number, code in enumerate(codes):
+        write_wfdb16(tmp_path / "ecgs", f"r{number}", signal, comments=(f"Dx: {code}",))
+    _, lines = look(tmp_path / "ecgs")
+    assert any("426783006 sinus rhythm (1)" in line for line in lines)
+    (labels,) = (word for word in shlex.split(lines[-1]) if word.startswith("labels.codes="))
+    assert yaml.safe_load(labels.removeprefix("labels.codes=")) == {
+        "sinus rhythm": ["426783006"],
+        "left bundle branch block": ["733534002", "164909002"],
+        "999": ["999"],
+    }
+
+
 def test_without_codes_the_next_command_prepares_and_splits(tmp_path: Path) -> None:
     write_wfdb16(tmp_path / "x", "r", (beats_mv(12, 500) * 1000).astype(np.int16), suffix=".dat")
     _, lines = look(tmp_path / "x")
@@ -102,6 +117,14 @@ def drawn_size(records: list[EcgRecord]) -> tuple[int, int]:
     """Height and width."""
     height, width, _ = image.imread(io.BytesIO(draw_records(records))).shape
     return height, width
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(InputError, match=r"no permission to write ecgfm\.yaml into it, .* or copy the recordings"):
+        init_source(tmp_path, tmp_path / "p.png")
 
 
 def test_what_is_there_is_not_overwritten_without_force(tmp_path: Path) -> None:

@@ -171,3 +171,12 @@ def test_real_recordings_of_every_folder_are_looked_at_and_drawn(shared: Path, t
         assert len(describe(look)) > len(look.leads)
         draw(look, tmp_path / "picture.png")
     assert read > 8
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = look_at(record)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(InputError, match=r"p\.png: no permission to write there; name another with --out"):
+        draw(look, tmp_path / "p.png")
