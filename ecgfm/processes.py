@@ -68,7 +68,10 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
             while waiting:
                 yield _first(waiting)
         except (BrokenProcessPool, _Ended) as error:
-            raise WorkerDied("a worker process was killed; was there enough memory?") from error
+            raise WorkerDied(
+                "a worker process was killed; was there enough memory? (And is what a script of your own calls under "
+                "`if __name__ == '__main__':`? Workers import it.)"
+            ) from error
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if waiting and not isinstance(error, Exception):
