@@ -262,7 +262,10 @@ def _labels_of(found: Checkpoint, given: str | None) -> tuple[tuple[str, ...], d
         )
     labels = read_labels(given)
     if len(labels) != n_logits:
-        raise InputError(f"--labels {given}: expected {n_logits} labels, one for each logit, found {len(labels)}")
+        no_file = "" if len(labels) > 1 or Path(given).is_file() else ", for there is no file of that name"
+        raise InputError(
+            f"--labels {given}: expected {n_logits} labels, one for each logit, found {len(labels)}{no_file}"
+        )
     return tuple(labels), labels
 
 

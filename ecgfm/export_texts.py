@@ -122,8 +122,15 @@ def answer(outputs):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     recording, rate_hz, *leads = sys.argv[1:]
-    segments = segments_of(np.load(recording), float(rate_hz), leads or ABOUT["leads"])
+    signal_mv, leads = np.load(recording), leads or ABOUT["leads"]
+    if signal_mv.ndim != 2 or len(signal_mv) != len(leads):
+        sys.exit(f"expected (lead, time) with {len(leads)} leads, {' '.join(leads)}; found {signal_mv.shape}")
+    if unknown := [lead for lead in leads if lead.lower() not in map(str.lower, ABOUT["leads"])]:
+        sys.exit(f"the model has no lead {' '.join(unknown)}; its leads: {' '.join(ABOUT['leads'])}")
+    segments = segments_of(signal_mv, float(rate_hz), leads)
     if not len(segments):
         sys.exit(f"expected at least {ABOUT['segment_seconds']:g} s, found less")
     {ask}

@@ -227,6 +227,9 @@ class Model:
         else:
             self._network = checkpoints.build_encoder(found).to(device)
 
+    def __repr__(self) -> str:
+        return f"ecgfm.load({str(self.path)!r}, {str(self.device)!r}, {self.precision!r})"
+
     @property
     def labels(self) -> tuple[str, ...]:
         """What each logit is, in order; empty of a pretrained checkpoint."""
@@ -250,6 +253,8 @@ class Model:
 
     def predict(self, recording: Source) -> Prediction:
         """The probabilities, or the numbers, of one recording.
+
+        recording: a file, or of an array `ecgfm.recording(signal_mv, sampling_rate_hz, leads)`
 
         Raises:
             Rejected: it cannot be used, with the reason; `too_short` where it has not one whole segment.
@@ -411,6 +416,11 @@ class Model:
         try:
             if isinstance(source, EcgRecord):
                 record = source
+            elif isinstance(source, np.ndarray):  # what one tries first
+                raise InputError(
+                    "an array alone says neither its rate nor its leads; give "
+                    "ecgfm.recording(array, sampling_rate_hz=500, leads=('I', ...)), of (lead, time) in millivolt"
+                )
             else:
                 record, facts = file_record(Path(source))
             return prepare(record, self.preparation, facts)

@@ -24,6 +24,7 @@ from matplotlib import image
 
 from ecgfm import formats
 from ecgfm.config import from_dict
+from ecgfm.csv_tables import separator
 from ecgfm.drawing import draw_ecg
 from ecgfm.ecg import LEADS, EcgRecord, InputError, Rejected
 from ecgfm.init_tables import guess_metadata
@@ -337,7 +338,7 @@ def _ids_column(folder: Path, n_records: int) -> tuple[str, str] | None:
     """A column of a CSV table with a name for each of so many recordings."""
     for path in sorted(folder.glob("*.csv")):
         try:
-            table = pl.read_csv(path, infer_schema=False)
+            table = pl.read_csv(path, infer_schema=False, separator=separator(path))
         except (pl.exceptions.PolarsError, OSError):
             continue
         if table.height == n_records:

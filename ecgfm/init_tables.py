@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from ecgfm.csv_tables import separator
+from ecgfm.csv_tables import why as why_not
 from ecgfm.sources.listing import SEX
 
 _N_LINES = 2000  # of a table that are looked at
@@ -35,9 +37,9 @@ def guess_metadata(
     lines = []
     for path in tables:
         try:
-            table = pl.read_csv(folder / path, infer_schema=False, n_rows=_N_LINES)
+            table = pl.read_csv(folder / path, infer_schema=False, n_rows=_N_LINES, separator=separator(folder / path))
         except (pl.exceptions.PolarsError, OSError) as error:
-            lines.append(f"{path}: not read as a table: {str(error).splitlines()[0]}")
+            lines.append(f"{path}: not read as a table: {why_not(error)}")
             continue
         lines.append(f"{path}: columns {', '.join(table.columns)}")
         for column in table.columns:

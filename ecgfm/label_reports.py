@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ecgfm.answer_files import TableWriter, check_outs
 from ecgfm.config import PROGRESS_BAR, LabelsConfig, ReportsConfig
 from ecgfm.contracts import empty_table
+from ecgfm.csv_tables import separator, why
 from ecgfm.ecg import InputError
 from ecgfm.label_space import Label, LabelSpace
 from ecgfm.processes import ordered_map, worthwhile
@@ -372,7 +373,11 @@ def read_reports(path: Path, text_column: str, id_column: str) -> pl.DataFrame:
     if path.suffix.lower() not in TABLES:
         raise InputError(f"{path}: expected a table named .csv or .parquet, found {path.suffix or 'no suffix'}")
     try:
-        lazy = pl.scan_parquet(path) if path.suffix.lower() == ".parquet" else pl.scan_csv(path, infer_schema=False)
+        lazy = (
+            pl.scan_parquet(path)
+            if path.suffix.lower() == ".parquet"
+            else pl.scan_csv(path, infer_schema=False, separator=separator(path))
+        )
         columns = lazy.collect_schema().names()
         for option, column in (("--id-column", id_column), ("--text-column", text_column)):
             if column not in columns:
@@ -381,7 +386,7 @@ def read_reports(path: Path, text_column: str, id_column: str) -> pl.DataFrame:
             record_id=pl.col(id_column).cast(pl.String), text=pl.col(text_column).cast(pl.String)
         ).collect()
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: cannot be read as a table: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{path}: cannot be read as a table: {why(error)[:300]}") from error
     if missing := table["record_id"].null_count():
         raise InputError(f"{path}: {missing} of {table.height} rows have no {id_column}; every report needs one")
     ids = table.with_row_index("row").filter(pl.col("record_id").is_duplicated())

@@ -14,6 +14,7 @@ import polars as pl
 
 from ecgfm.config import LabelsConfig
 from ecgfm.contracts import contract
+from ecgfm.csv_tables import separator, why
 from ecgfm.ecg import InputError
 from ecgfm.label_space import Label, LabelSpace
 
@@ -185,13 +186,11 @@ def _read(path: Path) -> pl.DataFrame:
         if path.suffix.lower() in (".parquet", ".pq"):
             table = pl.read_parquet(path)
         else:
-            table = pl.read_csv(path, infer_schema=False, separator="\t" if path.suffix.lower() == ".tsv" else ",")
+            table = pl.read_csv(path, infer_schema=False, separator=separator(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except pl.exceptions.PolarsError as error:
-        raise InputError(
-            f"{path}: expected a CSV table (.csv, .tsv) or Parquet (.parquet): {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"{path}: expected a CSV table (.csv, .tsv) or Parquet (.parquet): {why(error)}") from error
     return table.rename({name: name.strip().removeprefix("\ufeff") for name in table.columns})
 
 

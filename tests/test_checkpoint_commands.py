@@ -247,7 +247,7 @@ def test_a_target_that_is_there_is_left_alone(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "has 2 logits and does not say of what; name them with --labels"),
-        (["--labels", "AF"], "--labels AF: expected 2 labels, one for each logit, found 1"),
+        (["--labels", "AF"], "--labels AF: expected 2 labels, one for each logit, found 1, for there is no file"),
         (["--labels", "mimic_iv_ecg"], "--labels mimic_iv_ecg: expected 2 labels, one for each logit, found 17"),
         (["--labels", "AF,AF"], "expected each label once, found AF"),
         (["--labels", "labels.txt"], "--labels labels.txt: cannot be read (No such file or directory)"),

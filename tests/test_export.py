@@ -221,6 +221,26 @@ def test_the_example_resamples_and_takes_leads_by_name(onnx_folder: Path, finetu
     assert found != pytest.approx(ours(finetuned, signal_mv, 250, leads), abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "given", "said"),
+    [
+        ((3, 1000), ["recording.npy", "100", "I", "II"], "expected (lead, time) with 2 leads, I II; found (3, 1000)"),
+        ((1000, 2), ["recording.npy", "100", "I", "II"], "found (1000, 2)"),
+        ((2, 1000), ["recording.npy", "100", "I", "X9"], "the model has no lead X9; its leads: I II"),
+        ((2, 1000), ["recording.npy"], "RECORDING.npy RATE_HZ [LEAD...]"),
+    ],
+)
+def test_the_example_refuses_rows_that_it_cannot_name(
+    onnx_folder: Path, tmp_path: Path, shape: tuple[int, int], given: list[str], said: str
+) -> None:
+    np.save(tmp_path / "recording.npy", np.zeros(shape))
+    command = [sys.executable, "-I", onnx_folder / "example.py", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_encoder_gives_embeddings(tmp_path: Path) -> None:
     pretrained = saved(tmp_path, PRETRAINED)
     done = export(pretrained, tmp_path / "encoder", "torch")

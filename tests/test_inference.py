@@ -213,6 +213,12 @@ def test_a_file_an_ecg_record_and_an_array_get_one_answer(model: Model, tmp_path
         assert answer.missing_leads == answer.invalid_leads == answer.constant_leads == ()
 
 
+def test_an_array_alone_is_refused_with_the_way_to_give_one(model: Model) -> None:
+    with pytest.raises(InputError, match=r"neither its rate nor its leads; give ecgfm\.recording\("):
+        model.predict(beats())  # type: ignore[arg-type]
+    assert str(model.path) in repr(model)
+
+
 def test_a_records_probability_comes_from_its_segments_as_the_checkpoint_says(model: Model) -> None:
     answer = model.predict(recording(beats(13) / 1000, RATE_HZ))
     of_segments = answer.segments

@@ -15,7 +15,7 @@ from ecgfm.bench.label import main as bench
 from ecgfm.config import LabelsConfig, ReportsConfig, from_dict
 from ecgfm.contracts import empty_table, read_table, write_table
 from ecgfm.ecg import InputError
-from ecgfm.label_reports import label_file, labeler, number_texts, read_texts
+from ecgfm.label_reports import label_file, labeler, number_texts, read_reports, read_texts
 from ecgfm.label_space import read_label_space
 from ecgfm.labels import make_labels
 from ecgfm.processes import RECORDS_PER_PROCESS
@@ -116,6 +116,15 @@ def test_the_same_reports_as_csv_and_as_parquet_have_the_same_labels(tmp_path: P
     assert as_csv.equals(as_parquet)
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_spreadsheets_table_is_read_whatever_is_between_its_columns(tmp_path: Path, separator: str) -> None:
+    rows = [("study", "text"), ("s0", "Sinus rhythm; LBBB, old"), ("s1", "Vorhofflimmern, möglich"), ("s2", "")]
+    text = "".join(f'{study}{separator}"{said}"\r\n' if said else f"{study}{separator}\r\n" for study, said in rows)
+    (tmp_path / "r.csv").write_text(text, encoding="utf-8-sig")
+    table = read_reports(tmp_path / "r.csv", "text", "study")
+    assert table["text"].to_list() == ["Sinus rhythm; LBBB, old", "Vorhofflimmern, möglich", None]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -124,6 +133,7 @@ def test_the_same_reports_as_csv_and_as_parquet_have_the_same_labels(tmp_path: P
         ({"reports": "absent.csv"}, "no such file"),
         ({"reports": "r.xlsx"}, "expected a table named .csv or .parquet, found .xlsx"),
         ({"reports": "broken.parquet"}, "cannot be read as a table"),
+        ({"reports": "latin1.csv"}, "cannot be read as a table: .*; save it as UTF-8"),
         ({"reports": "twice.csv"}, "rows 1 and 2 have the same study"),
         ({"reports": "without.csv"}, "1 of 2 rows have no study"),
         ({"out": "l.txt"}, "expected a file named .csv or .parquet, found .txt"),
@@ -135,6 +145,7 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(tmp_path: Path, change: 
     written(tmp_path / "r.csv")
     (tmp_path / "r.xlsx").write_text("x")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "latin1.csv").write_bytes("study,text\ns0,möglich\n".encode("latin-1"))
     (tmp_path / "twice.csv").write_text("study,text\ns0,a\ns0,b\n")
     (tmp_path / "without.csv").write_text("study,text\ns0,a\n,b\n")
     before = sorted(tmp_path.iterdir())

@@ -133,6 +133,7 @@ def test_ids_that_match_nothing_are_counted_and_said(tmp_path: Path, caplog: pyt
          "expected finite numbers for task 'regression', or nothing, found 'normal' (1 such)"),
         (["record_id,lvef_percent", "toy/000,inf"], "expected finite numbers for task 'regression', or nothing, found"),
         (["record_id,lvef_percent", "toy/000,"], "of 12 records none has a known label"),
+        (["record_id;LVEF_percent", "toy/000;50"], "no column 'lvef_percent'; did you mean 'LVEF_percent'"),
         (["record_id", "toy/000,50,60"], "expected a CSV table (.csv, .tsv) or Parquet (.parquet)"),
     ],
 )  # fmt: skip

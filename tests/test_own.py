@@ -441,6 +441,11 @@ def test_a_table_that_does_not_fit_is_one_clear_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_table_with_semicolons_is_read(tmp_path: Path) -> None:
+    folder = told_with_table(tmp_path, "file;age\na/r1;40\n", age="age")
+    assert rows_of(folder)["a/r1"]["age_years"] == 40
+
+
 def test_one_name_of_two_recordings_is_an_error(tmp_path: Path) -> None:
     folder = told_with_table(tmp_path, "file\nr1\n", names=("a/r1", "b/r1"), match="name")
     with pytest.raises(InputError, match=r"r1 is the name of 2 recordings; set metadata\.match: path"):

@@ -68,6 +68,8 @@ def test_a_finding_has_no_ancestor_twice_in_a_line(vocabulary: Vocabulary) -> No
 
 
 def test_an_unknown_finding_is_named_with_one_like_it(vocabulary: Vocabulary) -> None:
+    with pytest.raises(InputError, match="no finding is called LBBB; did you mean Left bundle branch block"):
+        vocabulary.descendants("LBBB")
     with pytest.raises(InputError, match="no finding is called Atrial fibrilation; did you mean Atrial fibrillation"):
         vocabulary.ancestors("Atrial fibrilation")
 
@@ -196,8 +198,14 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, message: st
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.yaml: expected a vocabulary as YAML"):
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read: No such file .*; name a YAML file of rules"):
         Vocabulary.read(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_utf_8_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("findings:\n  Hüftig:\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"mine\.yaml:2: expected text in UTF-8"):
+        Vocabulary.read(tmp_path / "mine.yaml")
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path, vocabulary: Vocabulary) -> None:

@@ -148,8 +148,11 @@ class Vocabulary:
         if user_file is not None:
             try:
                 text = user_file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"{user_file}: expected a vocabulary as YAML: {error}") from error
+            except OSError as error:
+                raise InputError(f"{user_file}: cannot be read: {error.strerror}; name a YAML file of rules") from error
+            except UnicodeDecodeError as error:
+                line = error.object.count(b"\n", 0, error.start) + 1
+                raise InputError(f"{user_file}:{line}: expected text in UTF-8; save it as UTF-8") from error
             files.add(str(user_file), text)
         return cls(files)
 
@@ -198,7 +201,12 @@ class Vocabulary:
 
     def _require(self, name: str) -> None:
         if name not in self.findings:
-            raise InputError(f"no finding is called {name}{perhaps(name, self.findings)}")
+            raise InputError(f"no finding is called {name}{self._meant(name) or perhaps(name, self.findings)}")
+
+    def _meant(self, phrase: str) -> str:
+        """The finding that a phrase names, as in a report: "LBBB"."""
+        term = self.terms.get(" ".join(token.word for token in self.spelling.tokens(phrase)))
+        return f"; did you mean {term.name}?" if term is not None and term.kind == "finding" else ""
 
 
 def _is_true(entry: Entry, key: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from ecgfm.csv_tables import separator, why
 from ecgfm.ecg import InputError, Rejected
 from ecgfm.formats import wfdb_header
 from ecgfm.formats.raw_files import check_drive, inside
@@ -96,12 +97,12 @@ def read_csv(
     used = list(dict.fromkeys([*columns, *(n for e in worked_out.values() for n in e.meta.root_names())]))
     stripped = pl.col(used).str.strip_chars()
     try:
-        table = pl.scan_csv(path, infer_schema=False).select(pl.when(stripped != "").then(stripped))
+        table = pl.scan_csv(path, infer_schema=False, separator=separator(path)).select(
+            pl.when(stripped != "").then(stripped)
+        )
         return table.select(*columns, **worked_out).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(
-            f"{path}: expected a CSV table with the columns {', '.join(columns)}: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"{path}: expected a CSV table with the columns {', '.join(columns)}: {why(error)}") from error
 
 
 def _check_text(path: Path) -> None:
