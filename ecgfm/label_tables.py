@@ -58,13 +58,7 @@ def read_table_of_labels(
         InputError: no such table or column, an id with two different rows, or no id that is a record's.
     """
     table = _read(path)
-    by = next((name for name in IDS if name in table.columns), None)
-    if by is None:
-        raise InputError(
-            f"{path}: expected a column record_id or patient_id to join by, found {', '.join(table.columns[:8])}"
-        )
-    for column in columns:
-        _require(column, [name for name in table.columns if name not in IDS], f"{path}: no column")
+    by = _joined_by(path, table.columns, columns)
     ids = pl.col(by).cast(pl.String).str.strip_chars()
     chosen = list(dict.fromkeys(columns))
     rows = table.select(ids, *chosen).filter(pl.col(by).is_not_null()).unique(maintain_order=True)
@@ -178,15 +172,35 @@ def _classes(values: pl.Series, name: str, column: str) -> tuple[dict[str, str],
     return {value if is_word.all() else f"{name} {value}": value for value in distinct}, text
 
 
+def check_table(path: Path, columns: Sequence[str]) -> None:
+    """Whether a table has an id and these columns, by its first line: before the recordings are prepared.
+
+    Raises:
+        InputError: it has not, or cannot be read.
+    """
+    _joined_by(path, _read(path, n_rows=1).columns, columns)
+
+
 # ---- the parts
 
 
-def _read(path: Path) -> pl.DataFrame:
+def _joined_by(path: Path, offered: Sequence[str], columns: Sequence[str]) -> str:
+    by = next((name for name in IDS if name in offered), None)
+    if by is None:
+        raise InputError(
+            f"{path}: expected a column record_id or patient_id to join by, found {', '.join(offered[:8])}"
+        )
+    for column in columns:
+        _require(column, [name for name in offered if name not in IDS], f"{path}: no column")
+    return by
+
+
+def _read(path: Path, n_rows: int | None = None) -> pl.DataFrame:
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
-            table = pl.read_parquet(path)
+            table = pl.read_parquet(path, n_rows=n_rows)
         else:
-            table = pl.read_csv(path, infer_schema=False, separator=separator(path))
+            table = pl.read_csv(path, infer_schema=False, separator=separator(path), n_rows=n_rows)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except pl.exceptions.PolarsError as error:

@@ -173,6 +173,26 @@ def test_a_mistake_gets_one_line_and_exit_code_2(words: Sequence[str], expected:
     assert not list(data_dir.rglob("*.partial"))
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("{scheme: reports, reports: {label_set: eighteen}}", "no label set eighteen; label sets: ecg-fm-17"),
+        ("{scheme: table, table: TABLE, columns: {a: pacd}}", "no column 'pacd'; did you mean 'paced'"),
+        ("{scheme: table, table: TABLE.gone, columns: {a: paced}}", "labels.table: no such file"),
+    ],
+)
+def test_a_slip_in_what_labels_are_made_of_is_told_before_anything_is_made(
+    tmp_path: Path, labels: str, expected: str
+) -> None:
+    table = tmp_path / "outcome.csv"
+    table.write_text("record_id;paced\nr;1\n")
+    file = tmp_path / "study.yaml"
+    file.write_text(f"study: {{sources: [synthetic], labels: {labels.replace('TABLE', str(table))}}}\n")
+    data_dir = tmp_path / "data"
+    assert expected in mistake("run", "study", "--pipelines", file, "--data-dir", data_dir, "--no-prefect")
+    assert not (data_dir / "stages").exists()
+
+
 def test_an_unknown_source_in_the_pipelines_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "pipelines.yaml"
     file.write_text("mine: {sources: [ptbxl]}\n")

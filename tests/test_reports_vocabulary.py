@@ -186,6 +186,10 @@ def test_a_phrase_can_be_taken_away_and_given_to_another(tmp_path: Path) -> None
             "words:\n  atrial: [ventrikular]\n",
             r"mine\.yaml:2: ventrikular is read as atrial here and as ventricular at words\.yaml",
         ),
+        (
+            "findings:\n  Left axis deviation:\n    drop: [ladd]\n",
+            r"mine\.yaml:3: Left axis deviation: drop: no phrase of it is 'ladd'; did you mean lad",
+        ),
         ("words:\n  atrial: [two words]\n", r"mine\.yaml:2: words: expected one word"),
         ("label_sets:\n  s:\n    L: [Nothing]\n", r"mine\.yaml:3: L: no finding is called Nothing"),
         ("label_sets:\n  s:\n    L: {any: [Arrhythmia]}\n", r"mine\.yaml:3: L: unknown key any"),

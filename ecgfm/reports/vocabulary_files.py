@@ -129,17 +129,7 @@ class Files:
             elif key == "trailing":
                 entry.trailing += _texts(value, place.file)
             elif key == "drop":
-                dropped = {
-                    " ".join(p for p, _, _ in pieces(one))
-                    for text, at in _texts(value, place.file)
-                    for one in expanded(text, at)
-                }
-                entry.phrases = [
-                    (one, at)
-                    for text, at in entry.phrases
-                    for one in expanded(text, at)
-                    if " ".join(p for p, _, _ in pieces(one)) not in dropped
-                ]
+                entry.phrases = _without(name, entry.phrases, _texts(value, place.file))
             elif key in ("made_of", "all_of"):
                 if not isinstance(value, yaml.SequenceNode):
                     raise InputError(f"{where}: {name}: {key}: expected a list of lists of names")
@@ -168,6 +158,25 @@ class Files:
                     raise InputError(f"{place}: {label}: expected any_of: the findings that assert the label")
                 labels[label] = (given["any_of"][0], given["but_not"][0] if "but_not" in given else [])
             self.label_sets[set_name] = labels
+
+
+def _without(
+    name: str, phrases: Iterable[tuple[str, Place]], dropped: Iterable[tuple[str, Place]]
+) -> list[tuple[str, Place]]:
+    """Phrases but for those that are dropped, each of which has to be there."""
+    left = [(_plain(one), one, at) for text, at in phrases for one in expanded(text, at)]
+    known = {plain for plain, _, _ in left}
+    gone: set[str] = set()
+    for text, at in dropped:
+        given = {_plain(one) for one in expanded(text, at)}
+        if not given & known:
+            raise InputError(f"{at}: {name}: drop: no phrase of it is {text!r}{perhaps(text, known)}")
+        gone |= given
+    return [(one, at) for plain, one, at in left if plain not in gone]
+
+
+def _plain(phrase: str) -> str:
+    return " ".join(piece for piece, _, _ in pieces(phrase))
 
 
 def perhaps(name: str, known: Iterable[str]) -> str:

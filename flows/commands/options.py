@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ecgfm.config import LabelsConfig
 from ecgfm.ecg import InputError
 from ecgfm.files import DISK_ERRORS
 from ecgfm.pipeline import STAGE_NAMES
@@ -199,7 +200,27 @@ def asked_for(
     """
     file = pipelines_file(pipelines)
     config = load_pipeline(file, pipeline, overrides or ())
+    check_labels(config.labels)
     return file, config, raw_folders(raw or (), config, file)
+
+
+def check_labels(config: LabelsConfig) -> None:
+    """What a pipeline's labels are made of is there by name: labels come after preparation, too late to tell a slip.
+
+    Raises:
+        InputError: a table without these columns, rules that cannot be used, or no such set of labels.
+    """
+    given = [config.table] if config.reports is None else [config.reports.rules, config.reports.patterns]
+    if not all(Path(path).expanduser().exists() for path in given if path is not None):
+        return  # the plan says so
+    if config.table is not None:
+        from ecgfm.label_tables import check_table
+
+        check_table(Path(config.table).expanduser().absolute(), list(config.columns.values()))
+    if config.reports is not None:
+        from ecgfm.label_reports import labels_of
+
+        labels_of(config.reports)
 
 
 def raw_folders(given: Sequence[str], config: Pipeline, file: Path) -> dict[str, Path]:
