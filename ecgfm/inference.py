@@ -278,7 +278,7 @@ class Model:
         too_short: expected at least 5 s, one segment, found 0.2 s
         """
         self.check_predicts()
-        prepared = (self._prepare(one) for one in recordings)
+        prepared = (self._prepare(one) for one in _several(recordings))
         for outputs in self.outputs(prepared, batch_size):
             yield outputs.why if isinstance(outputs, Refused) else self.prediction(outputs)
 
@@ -294,7 +294,7 @@ class Model:
 
     def embed_many(self, recordings: Iterable[Source], batch_size: int = BATCH_SIZE) -> Iterator[Embedding | Rejected]:
         """The vectors of each recording, in order, or why it was turned away. Raises as `predict_many`."""
-        prepared = (self._prepare(one) for one in recordings)
+        prepared = (self._prepare(one) for one in _several(recordings))
         for outputs in self.outputs(prepared, batch_size):
             yield outputs.why if isinstance(outputs, Refused) else self.embedding(outputs)
 
@@ -416,10 +416,11 @@ class Model:
         try:
             if isinstance(source, EcgRecord):
                 record = source
-            elif isinstance(source, np.ndarray):  # what one tries first
+            elif not isinstance(source, str | PathLike):  # what one tries first
                 raise InputError(
-                    "an array alone says neither its rate nor its leads; give "
-                    "ecgfm.recording(array, sampling_rate_hz=500, leads=('I', ...)), of (lead, time) in millivolt"
+                    f"expected a file or a recording, found {type(source).__name__}: an array alone says neither its "
+                    "rate nor its leads; give ecgfm.recording(array, sampling_rate_hz=500, leads=('I', ...)), of "
+                    "(lead, time) in millivolt"
                 )
             else:
                 record, facts = file_record(Path(source))
@@ -549,6 +550,12 @@ def _worst(quality: Mapping[str, Any]) -> dict[str, float | str | None]:
         told = of_leads[~np.isnan(of_leads)]
         found[f"worst_{name}"] = float(str(told.max())) if len(told) else math.nan  # 0.1, not 0.10000000149
     return found | {"suspected_reversal": quality["suspected_reversal"]}
+
+
+def _several(recordings: Iterable[Source]) -> Iterable[Source]:
+    if isinstance(recordings, str):  # would be read letter by letter
+        raise InputError(f"expected several recordings, found the text {recordings!r}; give a list of files")
+    return recordings
 
 
 def _the_one(answers: Iterator[Answer | Rejected]) -> Answer:

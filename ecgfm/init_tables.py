@@ -15,9 +15,10 @@ from ecgfm.csv_tables import why as why_not
 from ecgfm.sources.listing import SEX
 
 _N_LINES = 2000  # of a table that are looked at
-_SEX = re.compile(r"^(sex|gender)|^is_(fe)?male$", re.IGNORECASE)
+_SEX = re.compile(r"^(sex|gender|geschlecht)|^is_(fe)?male$", re.IGNORECASE)
 _CODES = re.compile(r"code|label|^dx|diagnos|snomed|rhythm|finding", re.IGNORECASE)
 _NO_FINDING = re.compile(r"death|died|dead|mortality|valid|train|test|quality|noise", re.IGNORECASE)
+_FEMALE, _MALE = {"w", "weiblich"}, {"männlich"}  # in German
 _TRUTH = {"true", "false", "1", "0", "yes", "no", "1.0", "0.0"}
 _SEPARATORS = (";", "|", ",")
 
@@ -112,6 +113,8 @@ def _sex(column: str, held: set[str]) -> dict[str, list[str]] | None:
         false = [value for value in sorted(unknown) if value not in true]
         female, male = (true, false) if column.lower() == "is_female" else (false, true)
         return {"female": female, "male": male}
+    if unknown <= _FEMALE | _MALE:
+        return {"female": sorted(unknown & _FEMALE), "male": sorted(unknown & _MALE)}
     return None
 
 
@@ -127,10 +130,10 @@ def _is_time(values: pl.Series) -> bool:
 
 
 _PLAIN: tuple[tuple[str, re.Pattern[str], Callable[[pl.Series], bool]], ...] = (
-    ("age", re.compile(r"^age|_age$", re.IGNORECASE), _is_number),
+    ("age", re.compile(r"^age|_age$|^alter\b", re.IGNORECASE), _is_number),
     ("patient", re.compile(r"patient|subject|person|mrn|\bpid\b", re.IGNORECASE), lambda _: True),
     ("fold", re.compile(r"fold$", re.IGNORECASE), _is_number),
     ("recorded_at", re.compile(r"date|time|recorded|acquired", re.IGNORECASE), _is_time),
-    ("report", re.compile(r"report|statement|interpretation|conclusion|comment", re.IGNORECASE), lambda _: True),
+    ("report", re.compile(r"report|statement|interpretation|conclusion|comment|befund", re.IGNORECASE), lambda _: True),
 )
 """A key of MetadataConfig, how a column for it is called, and whether its values fit; the first that does is taken."""

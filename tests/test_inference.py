@@ -216,6 +216,10 @@ def test_a_file_an_ecg_record_and_an_array_get_one_answer(model: Model, tmp_path
 def test_an_array_alone_is_refused_with_the_way_to_give_one(model: Model) -> None:
     with pytest.raises(InputError, match=r"neither its rate nor its leads; give ecgfm\.recording\("):
         model.predict(beats())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected a file or a recording, found Tensor"):
+        model.embed(torch.zeros(12, 5000))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"expected several recordings, found the text 'a\.hea'"):
+        next(model.predict_many("a.hea"))
     assert str(model.path) in repr(model)
 
 

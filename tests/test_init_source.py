@@ -254,6 +254,18 @@ def test_sexes_that_cannot_be_told_are_asked_for(tmp_path: Path) -> None:
     assert any("sex has 0, 1: name them" in line for line in lines)
 
 
+def test_a_german_spreadsheets_table_is_guessed(tmp_path: Path) -> None:
+    folder = wfdb_folder(tmp_path / "x", 2)
+    (folder / "liste.csv").write_text(
+        "Datei;Alter;Geschlecht;Befund\r\nset/r0;67;w;Sinusrhythmus\r\nset/r1;45;m;Vorhofflimmern, möglich\r\n",
+        encoding="utf-8-sig",
+    )
+    config, _ = look(folder)
+    columns = ("file", "record", "age", "sex", "report")
+    assert [config["metadata"][key] for key in columns] == ["liste.csv", "Datei", "Alter", "Geschlecht", "Befund"]
+    assert own.list_records(folder)["sex"].to_list() == ["female", "male"]
+
+
 @pytest.mark.parametrize("folder", ["ludb", "two-lead", "vendor", "code-15", "code-15-wfdb", "challenge-reduced-leads"])
 def test_real_folders_are_looked_at_and_read(shared: Path, tmp_path: Path, folder: str) -> None:
     raw = Path(shutil.copytree(shared / "data" / folder, tmp_path / folder))
