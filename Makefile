@@ -11,7 +11,7 @@ demo: $(INSTALLED)  ## run the whole line on embedded synthetic ECGs; names the 
 	$(VENV)/bin/ecgfm run demo --data-dir $(DATA_DIR)
 
 test: $(INSTALLED)  ## run the tests
-	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)  ## format, lint and types
 	$(VENV)/bin/ruff format --check
