@@ -87,7 +87,7 @@ def test_without_it_the_pipeline_pretrains(done: tuple[Path, Path, Path]) -> Non
     found = statuses(pipeline(None), data_dir)
     assert found["pretrain"] == "run"
     assert found["manifests"] == "cached"
-    assert found["finetune"] == "maybe"
+    assert found["finetune"] == "run", "of no pretraining yet"
 
 
 def test_a_copy_elsewhere_gives_the_same_keys_and_another_one_others(
