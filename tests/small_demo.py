@@ -175,7 +175,9 @@ class Run:
 
     def one_line(self) -> str:
         """The one line that it ended with; no traceback came before it."""
-        (line,) = self.errors().splitlines()
+        said = self.errors()
+        assert len(said.splitlines()) == 1, said
+        (line,) = said.splitlines()
         assert not any("Traceback" in said for said in self.lines), self.lines
         return line
 

@@ -505,20 +505,21 @@ def test_a_killed_run_is_crashed_and_reconcile_closes_what_it_left_open(
 ) -> None:
     file = written(tmp_path / "p.yaml", {"by-hand": {"sources": ["synthetic"]}})
     data_dir, log = tmp_path / "data", tmp_path / "serve.log"
+
+    def open_tasks() -> list[str]:
+        return [task.name for task in client.read_task_runs() if task.flow_run_id == run.id and task.state.is_running()]
+
     with serving(team.environment, file, data_dir, log) as process:
         run = client.create_flow_run_from_deployment(
             names(client)["by-hand"],
             parameters={"only": ["synthesize"], "overrides": ["synthetic.n_patients=20000"]},
         )
         wait_for(lambda: list(data_dir.glob("stages/synthesize/*.partial")), 60, log.read_text)
+        wait_for(open_tasks, 60, log.read_text)  # what a process says of its tasks, it sends from time to time
         (flow_process,) = set(of_group(process.pid)) - {process.pid} - workers_below(process.pid)
         os.kill(flow_process, signal.SIGKILL)
         wait_for(lambda: client.read_flow_run(run.id).state_name == "Crashed", 30, log.read_text)
 
-    def open_tasks() -> list[str]:
-        return [task.name for task in client.read_task_runs() if task.flow_run_id == run.id and task.state.is_running()]
-
-    wait_for(open_tasks, 20)
     would = [str(one) for one in reconcile.reconcile(data_dir, dry_run=True)]
     assert would == ["task run synthesize: its run by-hand is Crashed"]
     assert open_tasks() == ["synthesize"]
