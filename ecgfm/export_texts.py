@@ -125,7 +125,10 @@ if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     recording, rate_hz, *leads = sys.argv[1:]
-    signal_mv, leads = np.load(recording), leads or ABOUT["leads"]
+    try:
+        signal_mv, leads = np.load(recording), leads or ABOUT["leads"]
+    except (OSError, ValueError) as error:
+        sys.exit(f"{recording}: expected an array that np.save wrote; {error}")
     if signal_mv.ndim != 2 or len(signal_mv) != len(leads):
         sys.exit(f"expected (lead, time) with {len(leads)} leads, {' '.join(leads)}; found {signal_mv.shape}")
     if unknown := [lead for lead in leads if lead.lower() not in map(str.lower, ABOUT["leads"])]:

@@ -17,7 +17,7 @@ from ecgfm.answer_files import TableWriter, check_outs
 from ecgfm.config import ReportsConfig
 from ecgfm.contracts import empty_table
 from ecgfm.ecg import InputError
-from ecgfm.label_reports import ROWS_TOGETHER, TABLES, Readings, labels_of, number_texts, read_reports, read_texts
+from ecgfm.label_reports import OUTS, ROWS_TOGETHER, Readings, labels_of, number_texts, read_reports, read_texts
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def compare_file(
         InputError: as `ecgfm.label_reports.label_file`, or a label that the patterns do not make.
     """
     started = time.monotonic()
-    check_outs([out], TABLES)
+    check_outs([out], OUTS)
     labels = labels_of(own)
     known = set(labels_of(ecg_fm))
     if strangers := [label for label in labels if label not in known]:

@@ -33,7 +33,8 @@ from ecgfm.reports.ecg_fm_patterns import read_patterns
 from ecgfm.reports.own import OwnLabeler
 from ecgfm.reports.vocabulary import Vocabulary
 
-TABLES = (".csv", ".parquet")
+OUTS = (".csv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet")
 UNLIKELY = 0.2
 """Below this probability a finding is denied rather than left open: "infarct unlikely"."""
 TEXTS_TOGETHER = 4096  # read by a process at a time
@@ -292,7 +293,7 @@ def label_file(
     started = time.monotonic()
     findings = out.with_name(f"{out.stem}.findings{out.suffix}")
     unmatched = out.with_name(f"{out.stem}.unmatched.csv")
-    check_outs([out, findings, unmatched], TABLES)
+    check_outs([out, findings, unmatched], OUTS)
     table = read_reports(reports, text_column, id_column)
     numbered = number_texts(table["text"])
     read = read_texts(numbered, config, jobs)
@@ -369,9 +370,9 @@ def read_reports(path: Path, text_column: str, id_column: str) -> pl.DataFrame:
         InputError: see `label_file`.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; name a .csv or .parquet table of reports")
+        raise InputError(f"{path}: no such file; name a .csv, .tsv or .parquet table of reports")
     if path.suffix.lower() not in TABLES:
-        raise InputError(f"{path}: expected a table named .csv or .parquet, found {path.suffix or 'no suffix'}")
+        raise InputError(f"{path}: expected a table named .csv, .tsv or .parquet, found {path.suffix or 'no suffix'}")
     try:
         lazy = (
             pl.scan_parquet(path)

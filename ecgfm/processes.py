@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +18,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from types import FrameType
+from typing import TypeVar
 
 from ecgfm.config import PROGRESS_BAR
+from ecgfm.interrupts import is_delicate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,9 +76,10 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
                 "`if __name__ == '__main__':`? Workers import it.)"
             ) from error
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if waiting and not isinstance(error, Exception):
-                tell.close()
+            if waiting:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if not isinstance(error, Exception):
+                    tell.close()
             raise
 
 
@@ -129,22 +133,32 @@ def _work(function: Callable[[Item], Result], item: Item) -> Result:
         _at_work.clear()
 
 
-def _end(*_: Any) -> None:
-    """On SIGTERM: out of what this worker is doing, and from then on out of the process."""
+def _end(_number: int, frame: FrameType | None) -> None:
+    """On SIGTERM, which comes again and again: out of what this worker is doing, then out of the process."""
     if not _at_work.is_set():
-        raise SystemExit(1)
-    if not _ending.is_set():
+        os._exit(1)  # nothing is begun; of an exception while it is being set up, the pool would print a traceback
+    if not _ending.is_set() and not is_delicate(frame):
         _ending.set()
         raise _Ended
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """A finalizer that `is_delicate` does not know has swallowed `_Ended`: the next SIGTERM raises it again."""
+    if unraisable.exc_type is _Ended:
+        _ending.clear()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _be_one_of_several(told: Connection) -> None:
     """In a worker: numerical libraries take one core, the parent shows one progress bar for all, and this process
     ends when that one does, however it ends, or closes the other end of `told`."""
     from threadpoolctl import threadpool_limits
+    from tqdm import tqdm
 
     settle_memory()
     PROGRESS_BAR["disable"] = True
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is ended would leave behind
     threadpool_limits(1)  # BLAS is loaded by now, and reads no variable any more
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[variable] = "1"
@@ -160,5 +174,6 @@ def _be_one_of_several(told: Connection) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    sys.unraisablehook = _unraisable
     signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=watch, daemon=True).start()

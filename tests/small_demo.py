@@ -242,6 +242,6 @@ if __name__ in ("__main__", "__mp_main__"):  # this script, or a process that it
     ecgfm.processes.RECORDS_PER_PROCESS = 20
 
 if __name__ == "__main__":
-    from flows.cli import app
+    from flows.__main__ import main
 
-    app()
+    main()

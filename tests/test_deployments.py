@@ -271,7 +271,7 @@ def test_deployments_become_exactly_those_of_the_file_and_others_are_left_alone(
     assert first.keys() == kept.keys() | {"often", "by-hand"}
 
     # again: nothing is touched, the runs that are scheduled least of all
-    scheduled = wait_for(lambda: [run.id for run in runs_of(client, first["often"])], 20)
+    scheduled = wait_for(lambda: [run.id for run in runs_of(client, first["often"])], 60)
     assert kinds(bring_up_to_date(place, wanted("often", "by-hand"))) == {"often": "keep", "by-hand": "keep"}
     assert names(client) == first
     assert set(scheduled) <= {run.id for run in runs_of(client, first["often"])}
@@ -434,15 +434,15 @@ def test_a_schedule_runs_a_new_folder_costs_its_own_slice_and_missed_runs_are_ma
     with serving(team.environment, file, data_dir, log) as process:
         assert "often     nightly: every 5 s" in log.read_text()
         assert "not served: elsewhere (needs --raw ptb_xl=PATH)" in log.read_text()
-        ((flow_run, first),) = wait_for(lambda: working_runs(data_dir), 60, log.read_text)
+        ((flow_run, first),) = wait_for(lambda: working_runs(data_dir), 120, log.read_text)
         assert len(first) == len(UP_TO_MANIFESTS)
         assert set(first.values()) == {"made"}
-        ran = wait_for(lambda: (run := client.read_flow_run(UUID(flow_run))).state.is_final() and run, 20)
+        ran = wait_for(lambda: (run := client.read_flow_run(UUID(flow_run))).state.is_final() and run, 60)
         assert (ran.name, ran.state_name) == ("often (nightly)", "Completed")
         assert {"ecgfm", "short"} <= set(ran.tags)
 
         add_folder(raw, "b", 20)
-        _, (_, second) = wait_for(lambda: (runs := working_runs(data_dir))[1:] and runs, 60, log.read_text)
+        _, (_, second) = wait_for(lambda: (runs := working_runs(data_dir))[1:] and runs, 120, log.read_text)
         assert second == {
             "list physionet2021": "made",
             "prepare physionet2021 training/georgia/a": "cached",
@@ -453,7 +453,7 @@ def test_a_schedule_runs_a_new_folder_costs_its_own_slice_and_missed_runs_are_ma
             "manifests": "made",
         }
 
-        wait_for(lambda: of_group(process.pid) == [process.pid], 20)  # between two runs
+        wait_for(lambda: of_group(process.pid) == [process.pid], 60)  # between two runs
         for one in of_group(process.pid):  # a power cut
             os.kill(one, signal.SIGKILL)
         process.wait()
@@ -465,14 +465,14 @@ def test_a_schedule_runs_a_new_folder_costs_its_own_slice_and_missed_runs_are_ma
         late = [run.id for run in runs if run.expected_start_time < datetime.now(UTC)]
         return late if len(late) >= 3 else []
 
-    late = wait_for(due, 30)
+    late = wait_for(due, 90)
     written(file, pipelines(raw, interval_s=3600))  # so that no further run is due; those that are late stay
     with serving(team.environment, file, data_dir, log):
 
         def missed() -> list[FlowRun]:
             return [client.read_flow_run(run) for run in late]
 
-        wait_for(lambda: all(run.state.is_final() for run in missed()), 90, log.read_text)
+        wait_for(lambda: all(run.state.is_final() for run in missed()), 180, log.read_text)
         skipped = [run for run in missed() if run.state_name == SKIPPED]
         assert [run.state_name for run in missed() if run.state_name != SKIPPED] == ["Completed"]
         assert len(skipped) == len(late) - 1
@@ -492,7 +492,7 @@ def test_without_a_server_serve_starts_its_own_and_ctrl_c_ends_both_and_what_run
         with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
             parameters = {"only": ["synthesize"], "overrides": ["synthetic.n_patients=20000"]}
             run = client.create_flow_run_from_deployment(names(client)["by-hand"], parameters=parameters)
-            wait_for(lambda: client.read_flow_run(run.id).state_name == "Running", 60, log.read_text)
+            wait_for(lambda: client.read_flow_run(run.id).state_name == "Running", 120, log.read_text)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(60) == 0, log.read_text()
         assert server.running_ui(data_dir) is None
@@ -514,11 +514,11 @@ def test_a_killed_run_is_crashed_and_reconcile_closes_what_it_left_open(
             names(client)["by-hand"],
             parameters={"only": ["synthesize"], "overrides": ["synthetic.n_patients=20000"]},
         )
-        wait_for(lambda: list(data_dir.glob("stages/synthesize/*.partial")), 60, log.read_text)
-        wait_for(open_tasks, 60, log.read_text)  # what a process says of its tasks, it sends from time to time
+        wait_for(lambda: list(data_dir.glob("stages/synthesize/*.partial")), 120, log.read_text)
+        wait_for(open_tasks, 120, log.read_text)  # what a process says of its tasks, it sends from time to time
         (flow_process,) = set(of_group(process.pid)) - {process.pid} - workers_below(process.pid)
         os.kill(flow_process, signal.SIGKILL)
-        wait_for(lambda: client.read_flow_run(run.id).state_name == "Crashed", 30, log.read_text)
+        wait_for(lambda: client.read_flow_run(run.id).state_name == "Crashed", 180, log.read_text)
 
     would = [str(one) for one in reconcile.reconcile(data_dir, dry_run=True)]
     assert would == ["task run synthesize: its run by-hand is Crashed"]

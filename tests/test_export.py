@@ -228,9 +228,10 @@ def test_the_example_resamples_and_takes_leads_by_name(onnx_folder: Path, finetu
         ((1000, 2), ["recording.npy", "100", "I", "II"], "found (1000, 2)"),
         ((2, 1000), ["recording.npy", "100", "I", "X9"], "the model has no lead X9; its leads: I II"),
         ((2, 1000), ["recording.npy"], "RECORDING.npy RATE_HZ [LEAD...]"),
+        ((2, 1000), ["absent.npy", "100"], "absent.npy: expected an array that np.save wrote; [Errno 2]"),
     ],
 )
-def test_the_example_refuses_rows_that_it_cannot_name(
+def test_the_example_refuses_what_it_cannot_read_or_name(
     onnx_folder: Path, tmp_path: Path, shape: tuple[int, int], given: list[str], said: str
 ) -> None:
     np.save(tmp_path / "recording.npy", np.zeros(shape))

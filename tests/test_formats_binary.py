@@ -270,10 +270,10 @@ def test_a_dicom_file_of_nothing_but_elements_is_rejected_at_once(
         many = head + struct.pack("<HHI", 0xFFFE, 0xE000, len(many)) + many
     content = dicom_file(dicom_group(an_ecg()), syntax=syntax)
     assert read_bytes(dicom, content, tmp_path)[0].n_samples == 700
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(Rejected, match=r"too_large: .*50000 data elements"):
         read_bytes(dicom, content + many, tmp_path)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 # ---- EDF
@@ -586,14 +586,14 @@ def test_large_scp_files_take_seconds_at_most(tmp_path: Path) -> None:
         leads = struct.pack("<BB", n_leads, 4) + struct.pack("<IIB", 1, n_samples, 9) * n_leads
         rhythm = struct.pack("<HHBB", 1000, 2000, 2, 0) + b"\xff\xff" * n_leads + bytes(65535) * n_leads
         content = assemble({2: struct.pack("<H", 19999), 3: leads, 6: rhythm}, binascii.crc_hqx)
-        started = time.monotonic()
+        started = time.process_time()
         if reason is None:
             assert read_bytes(scp, content, tmp_path)[0].n_samples == n_samples
         else:
             with pytest.raises(Rejected) as rejected:
                 read_bytes(scp, content, tmp_path)
             assert rejected.value.reason == reason
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5
 
 
 def test_the_checksum_is_that_of_ccitt() -> None:

@@ -90,13 +90,13 @@ def build(source: str, raw_dir: Path) -> Path:
 
 def refused(raw_dir: Path, source: str, tmp_path: Path) -> str:
     """The one line with which the listing ends."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError) as error:
         _ = (
             RawTree.scan(raw_dir, source, hash_content=True),
             list_source({"raw": raw_dir}, ListConfig(source), tmp_path),
         )
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
 
@@ -281,21 +281,21 @@ LINES = {
 @pytest.mark.parametrize("header", LINES.values(), ids=LINES)
 def test_long_lines_of_a_header_take_no_time(header: str) -> None:
     """A pattern that can read the same digits or blanks in two ways takes the square or the cube of their number."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(Rejected, match="unreadable_header"):
         parse_header(header)
     is_header(header.encode())
     assert comments_of("\n" * LONG + header + "\n#" + " " * LONG)["age_years"] is None
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("text", ["1" * LONG + "x", "1" + " " * LONG + "x", "1," * LONG + "x", "1" + " " * LONG + ",,"])
 def test_long_numbers_and_blanks_between_them_take_no_time(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(Rejected, match="unreadable_signal"):
         decimal_numbers(text * 5, "samples")
     assert number_or_none(text) is None
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 # ---- HDF5
@@ -323,10 +323,10 @@ def test_a_damaged_heap_on_which_hdf5_goes_in_circles_is_rejected(tmp_path: Path
     content[first : first + 16] = bytes(16)
     path.write_bytes(content)
     file = open_array(str(path))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(Rejected, match="unreadable_signal"):
         file.ids("ids")
-    assert time.monotonic() - started < 20  # 2 s of work, on a machine that may be busy
+    assert time.process_time() - started < 20  # 2 s of work
     file.close()
 
 

@@ -116,12 +116,14 @@ def test_the_same_reports_as_csv_and_as_parquet_have_the_same_labels(tmp_path: P
     assert as_csv.equals(as_parquet)
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_spreadsheets_table_is_read_whatever_is_between_its_columns(tmp_path: Path, separator: str) -> None:
+@pytest.mark.parametrize(("name", "separator"), [("r.csv", ","), ("r.csv", ";"), ("r.csv", "\t"), ("r.tsv", "\t")])
+def test_a_spreadsheets_table_is_read_whatever_is_between_its_columns(
+    tmp_path: Path, name: str, separator: str
+) -> None:
     rows = [("study", "text"), ("s0", "Sinus rhythm; LBBB, old"), ("s1", "Vorhofflimmern, möglich"), ("s2", "")]
     text = "".join(f'{study}{separator}"{said}"\r\n' if said else f"{study}{separator}\r\n" for study, said in rows)
-    (tmp_path / "r.csv").write_text(text, encoding="utf-8-sig")
-    table = read_reports(tmp_path / "r.csv", "text", "study")
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    table = read_reports(tmp_path / name, "text", "study")
     assert table["text"].to_list() == ["Sinus rhythm; LBBB, old", "Vorhofflimmern, möglich", None]
 
 
@@ -131,7 +133,7 @@ def test_a_spreadsheets_table_is_read_whatever_is_between_its_columns(tmp_path: 
         ({"text_column": "report"}, "no column 'report'; it has study, text; name one with --text-column"),
         ({"id_column": "id"}, "no column 'id'; .* name one with --id-column"),
         ({"reports": "absent.csv"}, "no such file"),
-        ({"reports": "r.xlsx"}, "expected a table named .csv or .parquet, found .xlsx"),
+        ({"reports": "r.xlsx"}, "expected a table named .csv, .tsv or .parquet, found .xlsx"),
         ({"reports": "broken.parquet"}, "cannot be read as a table"),
         ({"reports": "latin1.csv"}, "cannot be read as a table: .*; save it as UTF-8"),
         ({"reports": "twice.csv"}, "rows 1 and 2 have the same study"),
@@ -171,6 +173,15 @@ def test_the_command_reads_a_table_and_prints_no_text(tmp_path: Path) -> None:
     assert mistaken.exit_code == 2
     assert "rows 2 and 3 have the same text" in mistaken.stderr
     assert "Zyxwvut" not in mistaken.output
+
+
+def test_a_slip_of_a_command_is_no_table_and_a_table_may_have_a_commands_name(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["label", "explian", "Sinus rhythm"])
+    assert done.exit_code == 2
+    assert "Did you mean 'explain'?" in done.output
+    named = written(tmp_path / "table.csv").rename(tmp_path / "explian")
+    done = CliRunner().invoke(app, ["label", str(named), "--out", str(tmp_path / "l.csv")])
+    assert "expected a table named .csv, .tsv or .parquet, found no suffix" in done.output
 
 
 def test_explain_shows_statements_cues_and_labels() -> None:

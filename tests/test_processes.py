@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -37,6 +38,15 @@ def fail(number: int) -> None:
     raise ValueError(f"item {number}")
 
 
+def mark_the_end(folder: Path) -> int:
+    def mark() -> None:
+        time.sleep(0.2)
+        (folder / str(os.getpid())).touch()
+
+    multiprocessing.util.Finalize(None, mark, exitpriority=1)
+    return os.getpid()
+
+
 def blas_threads(number: int) -> list[int]:
     from threadpoolctl import threadpool_info
 
@@ -51,6 +61,11 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
 def test_several_workers_are_other_processes_and_one_is_this(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(ordered_map(process_of, range(4), 1)) == {os.getpid()}
     assert os.getpid() not in set(ordered_map(process_of, range(4), 2))
+
+
+def test_workers_end_as_they_like_also_when_nobody_asks_for_more_than_there_is(tmp_path: Path) -> None:
+    workers = {pid for _, pid in zip(range(4), ordered_map(mark_the_end, [tmp_path] * 4, 2), strict=False)}
+    assert {int(path.name) for path in tmp_path.iterdir()} == workers
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -121,15 +136,22 @@ STOPPED = """
 import os, sys, threading, time
 from pathlib import Path
 import polars as pl
+from ecgfm.interrupts import hear_interrupts
 from ecgfm.processes import ordered_map
+class Tidied:
+    def __del__(self):  # no exception comes out of it
+        time.sleep(3)
 def work(number):
     scratch = Path(f"scratch-{os.getpid()}")
     scratch.touch()
     try:
+        if "tidying" in sys.argv:
+            Tidied()
         time.sleep(60)
     finally:
         scratch.unlink()
 if __name__ == "__main__":
+    hear_interrupts()
     pl.DataFrame({"a": [1]}).lazy().select("a").collect()  # from here on SIGINT is handled by Polars first
     try:
         list(ordered_map(work, range(6), 2))
@@ -139,12 +161,12 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("at_work", [True, False])
-def test_ctrl_c_ends_the_workers_at_once_and_they_say_nothing(tmp_path: Path, at_work: bool) -> None:
-    """Sent to every process of the terminal, as a terminal does: while the workers work, and while they start."""
+@pytest.mark.parametrize("doing", ["working", "tidying", "starting"])
+def test_ctrl_c_ends_the_workers_at_once_and_they_say_nothing(tmp_path: Path, doing: str) -> None:
+    """Sent to every process of the terminal, as a terminal does."""
     (tmp_path / "parent.py").write_text(STOPPED)
     parent = subprocess.Popen(
-        [sys.executable, "parent.py"],
+        [sys.executable, "parent.py", doing],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -152,7 +174,8 @@ def test_ctrl_c_ends_the_workers_at_once_and_they_say_nothing(tmp_path: Path, at
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while len(children := list_children(parent.pid)) < 2 or (at_work and len(list(tmp_path.glob("scratch-*"))) < 2):
+    begun = 0 if doing == "starting" else 2
+    while len(children := list_children(parent.pid)) < 2 or len(list(tmp_path.glob("scratch-*"))) < begun:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(parent.pid, signal.SIGINT)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -504,32 +503,6 @@ def test_ctrl_c_is_one_line_at_any_moment_and_the_next_run_goes_on(tmp_path: Pat
     assert last.end() == 0, last.errors()
     assert outputs(data_dir) == outputs(undisturbed)
     assert (half_made(data_dir), locked(data_dir)) == ([], [])
-
-
-def test_ctrl_c_is_heard_although_it_comes_where_python_can_raise_nothing() -> None:
-    """In what tidies up after an object, Python prints an exception and goes on."""
-    code = """
-        import signal, time
-        import flows.cli, flows.__main__
-
-        class Tidied:
-            def __del__(self):
-                signal.raise_signal(signal.SIGINT)
-                sum(range(10))
-
-        def app():
-            Tidied()
-            time.sleep(20)
-
-        flows.cli.app = app
-        flows.__main__.main()
-        """
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], check=False, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (130, "stopped; nothing was begun\n")
-    assert time.monotonic() - started < 15
 
 
 def test_ctrl_c_while_the_program_is_still_starting_is_one_line() -> None:

@@ -337,7 +337,7 @@ def test_an_address_where_nobody_listens_is_said_at_once(kind: str) -> None:
         InputError, match=rf"^no {kind} answers at {address} \(runner.address\): .*refused; start it, or"
     ):
         open_engine(kind=kind, address=address)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_a_server_that_says_nothing_is_no_dask() -> None:

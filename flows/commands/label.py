@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,10 +14,11 @@ from flows.commands.options import Debug, complete_label_sets, one_line_errors
 
 
 class _TableByDefault(TyperGroup):
-    """What is none of the commands is a table of reports."""
+    """What is none of the commands is a table of reports, unless it is a slip of one and no file."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands:
+        slip = bool(args) and bool(get_close_matches(args[0], self.commands)) and not Path(args[0]).exists()
+        if args and args[0] not in self.commands and not slip:
             args = ["table", *args]
         return super().resolve_command(ctx, args)
 
@@ -70,7 +72,9 @@ def _config(mode: str, patterns: Path | None, mended: bool, label_set: str | Non
 
 @app.command("table")
 def table(
-    reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="A table, .csv or .parquet.", show_default=False)],
+    reports: Annotated[
+        Path, typer.Argument(metavar="REPORTS", help="A table, .csv, .tsv or .parquet.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A column per label, .parquet or .csv.")],
     text_column: Annotated[
         str, typer.Option("--text-column", metavar="NAME", help="The column of the reports' text.")
@@ -109,7 +113,9 @@ def table(
 
 @app.command("compare")
 def compare(
-    reports: Annotated[Path, typer.Argument(metavar="REPORTS", help="A table, .csv or .parquet.", show_default=False)],
+    reports: Annotated[
+        Path, typer.Argument(metavar="REPORTS", help="A table, .csv, .tsv or .parquet.", show_default=False)
+    ],
     patterns: Annotated[Path, typer.Option("--patterns", metavar="DIR", help="The folder of ECG-FM's pattern files.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A row per difference, .parquet or .csv.")],
     text_column: Annotated[

@@ -1,0 +1,76 @@
+"""Ctrl-C is one clean end at any moment, also while Python starts a process or tidies up after an object."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+_DELICATE_MODULES = {
+    "weakref",
+    "_weakrefset",
+    "multiprocessing.popen_spawn_posix",  # a worker is there, and has not got yet what it needs
+    "multiprocessing.resource_tracker",
+    "multiprocessing.util",  # what unlinks semaphores, and calls what else was left for the end
+    "polars.io.scan_options.cast_options",  # called once by Polars, which panics where it raises
+}
+_DELICATE_FUNCTIONS = {"__del__", "_execute_child"}
+_PAUSE_S, _MOST_PAUSES = 0.05, 20  # a delicate place that takes longer than a second is left after all
+
+
+def hear_interrupts() -> None:
+    """From now on Ctrl-C (SIGINT) raises KeyboardInterrupt in the main thread a moment later where Python would lose it
+    with a traceback, as in a finalizer, or where it would leave a process half started.
+
+    To be called once, in the main thread, of a program. Where SIGINT is ignored or handled already, it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _Handler())
+        sys.unraisablehook = _unraisable
+
+
+class _Handler:
+    """Of SIGINT: raises KeyboardInterrupt, unless it is better not to do so here, or not yet."""
+
+    def __init__(self) -> None:
+        self._pauses = 0
+
+    def __call__(self, _number: int, frame: FrameType | None) -> None:
+        if self._pauses < _MOST_PAUSES and is_delicate(frame):
+            self._pauses += 1
+            _again()
+            return
+        self._pauses = 0
+        raise KeyboardInterrupt
+
+
+def is_delicate(frame: FrameType | None) -> bool:
+    """Whether this frame, or one that called it, is of what is better not left half done."""
+    while frame:
+        if frame.f_globals.get("__name__") in _DELICATE_MODULES or frame.f_code.co_name in _DELICATE_FUNCTIONS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """A finalizer that is not known as such above has swallowed it."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        _again()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _again() -> None:
+    """The same signal a moment later, from a thread that takes no lock to start: the main one may hold any."""
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+
+    def send() -> None:
+        time.sleep(_PAUSE_S)
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+    _thread.start_new_thread(send, ())
