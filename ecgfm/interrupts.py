@@ -15,9 +15,9 @@ _DELICATE_MODULES = {
     "multiprocessing.popen_spawn_posix",  # a worker is there, and has not got yet what it needs
     "multiprocessing.resource_tracker",
     "multiprocessing.util",  # what unlinks semaphores, and calls what else was left for the end
-    "polars.io.scan_options.cast_options",  # called once by Polars, which panics where it raises
 }
 _DELICATE_FUNCTIONS = {"__del__", "_execute_child"}
+_DELICATE_PACKAGES = ("polars.",)  # it calls some of its own Python from Rust, and panics where that raises
 _PAUSE_S, _MOST_PAUSES = 0.05, 20  # a delicate place that takes longer than a second is left after all
 
 
@@ -50,7 +50,10 @@ class _Handler:
 def is_delicate(frame: FrameType | None) -> bool:
     """Whether this frame, or one that called it, is of what is better not left half done."""
     while frame:
-        if frame.f_globals.get("__name__") in _DELICATE_MODULES or frame.f_code.co_name in _DELICATE_FUNCTIONS:
+        module = str(frame.f_globals.get("__name__"))
+        if module in _DELICATE_MODULES or module.startswith(_DELICATE_PACKAGES):
+            return True
+        if frame.f_code.co_name in _DELICATE_FUNCTIONS:
             return True
         frame = frame.f_back
     return False

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import textwrap
 
+import polars as pl
 import pytest
+
+from ecgfm.interrupts import is_delicate
 
 HEAD = """
 import multiprocessing.util, signal, sys, time, weakref
@@ -91,3 +94,10 @@ def test_other_mistakes_of_a_finalizer_are_told_as_ever() -> None:
     done = run("(lambda: (called_back(lambda: int('x')), press()))")
     assert done.stdout == "heard\n"
     assert "ValueError" in done.stderr
+
+
+def test_what_polars_calls_is_not_interrupted() -> None:
+    """It would panic: a worker's SIGTERM, unlike Ctrl-C, it knows nothing of."""
+    found = []
+    pl.DataFrame({"a": [1]}).map_rows(lambda row: found.append(is_delicate(sys._getframe())) or row)
+    assert (found[0], is_delicate(sys._getframe())) == (True, False)
