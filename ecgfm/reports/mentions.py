@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 from ahocorasick_rs import AhoCorasick, Implementation, MatchKind
@@ -30,6 +31,7 @@ _LEADS = frozenset(
     ("i", "ii", "iii", "avr", "avl", "avf", *(f"v{n}" for n in range(1, 10)), *(f"v{n}r" for n in range(3, 7)))
 )
 _JOINS_LEADS = frozenset(("and", "or", ",", "/", "to", "through", "bis", "till", "und", "oder", "och", "+", "&"))
+_HALVES = frozenset(("unknown", "neutral", "number", "site", "detail", "quality", "part"))
 _SHARED_LINKS = frozenset(("and", "or", "versus", "slash"))
 
 
@@ -105,7 +107,21 @@ class Reader:
             word = words[first] if done - first == 1 else ""
             items.append(Item(term.kind, term.name, first, done, word, term.trailing))
         self._words(words, done, len(words), items)
-        return _leads_joined(items)
+        return _leads_joined(self._opened(items, words))
+
+    def _opened(self, items: Sequence[Item], words: Sequence[str]) -> list[Item]:
+        """A finding's phrase from a cue to a quality that describes the part behind it, taken apart: "no abnormal" is a
+        normal ECG, "no abnormal Q waves" is not."""
+        found: list[Item] = []
+        for item, after in zip_longest(items, items[1:]):
+            if item.kind == "finding" and after and after.kind == "part" and item.last - item.first > 1:
+                head, tail = (self._vocabulary.terms.get(words[at]) for at in (item.first, item.last - 1))
+                if head and tail and (head.kind, tail.kind) == ("cue", "quality"):
+                    found.append(Item("cue", head.name, item.first, item.last - 1, words[item.first]))
+                    found.append(Item("quality", tail.name, item.last - 1, item.last, words[item.last - 1]))
+                    continue
+            found.append(item)
+        return found
 
     @staticmethod
     def _words(words: Sequence[str], at: int, end: int, items: list[Item]) -> None:
@@ -189,7 +205,7 @@ class Reader:
         side: list[int] = []
         for n in range(1, 4):
             at = link + step * n
-            if not 0 <= at < len(items) or items[at].kind not in ("unknown", "site", "detail", "quality", "part"):
+            if not 0 <= at < len(items) or items[at].kind not in _HALVES:
                 break
             side.append(at)
         for n in range(len(side), 0, -1):
@@ -237,7 +253,8 @@ class Reader:
     ) -> None:
         part = items[k].name
         made: dict[str, list[int]] = {}
-        for q in qualities:
+        telling = [q for q in qualities if items[q].name != "normal" and self.formed(part, items[q].name)]
+        for q in telling or qualities:  # "inverted T waves, normal for age"
             for finding in self.formed(part, items[q].name):
                 made.setdefault(finding, []).append(q)
         if not made and not any(items[q].name == "normal" for q in qualities):
@@ -324,11 +341,12 @@ def _qualities_after(k: int, items: Sequence[Item], claimed: Sequence[int]) -> l
     """The qualities that follow a part and are said of it."""
     found: list[int] = []
     unknown = 0
-    linked = False
+    linked = measured = False
     for j in range(k + 1, min(len(items), k + 1 + REACH)):
         item = items[j]
+        measured |= item.kind == "number"
         if item.kind == "quality":
-            if claimed[j] >= 0 and (found or linked):
+            if claimed[j] >= 0 and (found or linked or measured):  # "PR 202 ms, abnormal R wave progression"
                 break
             found.append(j)
             linked = False
@@ -405,6 +423,8 @@ def _start_of_description(items: Sequence[Item], mention: Mention, start: int) -
 def _take(items: Sequence[Item], at: range, mention: Mention, used: set[int]) -> None:
     """Give a mention what describes it among some items."""
     for k in at:
+        if items[k].kind == "cue" and items[k - 1].name == "comma":  # "old infarct, no acute changes"
+            break
         if items[k].kind in MODIFIERS and k not in used:
             mention.modifiers.append(items[k])
             used.add(k)

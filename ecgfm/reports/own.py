@@ -303,7 +303,7 @@ class OwnLabeler:
         start, end = tokens[mention.from_token].start, tokens[mention.to_token - 1].end
         describing = tuple(_written(item, tokens, text) for item in mention.modifiers)
         cues = tuple((_DID[hit.acts], _written(hit.item, tokens, text)) for hit in said.hits)
-        restricting = [item for item in mention.modifiers if item.kind in ("site", "age")]
+        restricting = [item for item in mention.modifiers if _restricts(item, mention)]
         doubtful = self.vocabulary.doubtful
         readings = []
         for base in mention.bases:
@@ -352,6 +352,14 @@ class OwnLabeler:
         )
         unmatched = tuple((words, start + at, end + at) for words, start, end in _runs(unexplained, tokens, text))
         return StatementReading(at, at + len(text), tuple(moved), unmatched)
+
+
+def _restricts(item: Item, mention: Mention) -> bool:
+    """Whether with an item a denial is of a part of what is mentioned: one site, one age, or what is new. "No ST shift
+    throughout" denies all of it."""
+    if item.name == "diffuse":
+        return item.last <= mention.from_token
+    return item.kind in ("site", "age") or (item.name == "new" and item.last <= mention.from_token)
 
 
 def _runs(unexplained: Iterable[Item], tokens: Sequence[Token], text: str) -> list[tuple[str, int, int]]:

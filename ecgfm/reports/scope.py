@@ -116,7 +116,7 @@ def _link(items: Sequence[Item], a: Mention, b: Mention) -> str:
                 link = item.name
             elif item.name == "comma" and not link:
                 link = "comma"
-        elif item.kind in ("cue", "finding", "part", "break"):
+        elif item.kind in ("cue", "finding", "part", "break") or item.word == "either":
             return ""
         elif item.kind == "unknown":
             unknown += 1
@@ -221,6 +221,17 @@ class _Scope:
             found.append((m, link))
         return found
 
+    def chain_or_none(self, m: int, step: int) -> list[tuple[int, str]]:
+        """`chain`; nothing where there is no mention (-1)."""
+        return self.chain(m, step) if m >= 0 else []
+
+    def compared_with(self, m: int) -> int:
+        """The mention after one, where "over" or "from" alone stands between: "VT over SVT"; else -1."""
+        if not 0 <= m < len(self.mentions) - 1:
+            return -1
+        between = self.items[self.mentions[m].last : self.mentions[m + 1].first]
+        return m + 1 if any(item.word in ("over", "from") for item in between) and len(between) <= 3 else -1
+
     def _goes_on(self, m: int, after: int) -> bool:
         """Whether a list without an end goes on with a mention: one like the last, and not described by itself."""
         a, b = self.mentions[m], self.mentions[after]
@@ -230,17 +241,20 @@ class _Scope:
 def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit]]:
     """The mentions that a cue reaches."""
     inside = scope.around(k)
-    if inside and cue.acts not in ("replaces", "replaced by"):
+    if inside and cue.acts not in ("replaces", "replaced by", "prefers"):
         return [(m, Hit(item, cue.acts, cue.probability)) for m in inside]
     ahead, behind = scope.ahead(k), scope.behind(k)
     if cue.acts in ("replaces", "replaced by"):
         now: Acts
         later: Acts
         now, later = ("affirms", "denies") if cue.acts == "replaces" else ("denies", "affirms")
-        found = [(m, Hit(item, now, 0.0, joined)) for m, joined in (scope.chain(behind, -1) if behind >= 0 else ())]
-        return found + [
-            (m, Hit(item, later, 0.0, joined)) for m, joined in (scope.chain(ahead, 1) if ahead >= 0 else ())
-        ]
+        found = [(m, Hit(item, now, 0.0, joined)) for m, joined in scope.chain_or_none(behind, -1)]
+        return found + [(m, Hit(item, later, 0.0, joined)) for m, joined in scope.chain_or_none(ahead, 1)]
+    if cue.acts == "prefers":
+        likelier = scope.chain_or_none(ahead, 1) if cue.reach == "following" else scope.chain_or_none(behind, -1)
+        other = scope.compared_with(likelier[-1][0] if likelier else -1) if cue.reach == "following" else ahead
+        found = [(m, Hit(item, "doubts", cue.probability, how)) for m, how in likelier]
+        return found + [(m, Hit(item, "doubts", 1 - cue.probability, how)) for m, how in scope.chain_or_none(other, 1)]
     if cue.acts == "asks":
         return [(m, Hit(item, "asks", 0.0)) for m in scope.all_ahead(k)]
     if k + 1 < len(scope.items) and scope.items[k + 1].name == "colon" and ahead >= 0:
@@ -267,10 +281,11 @@ def _settled(hits: Sequence[Hit], past: bool) -> tuple[Status | None, float]:
     """What the cues that reached a mention make of it together."""
     acts = {hit.acts for hit in hits}
     affirmed = "affirms" in acts
+    itself = affirmed or any(hit.acts == "doubts" and not hit.joined for hit in hits)
     if "supposes" in acts or "asks" in acts:
         return None, 0.0
     # "no ischaemia and atrial fibrillation is present": said of the second itself, so the list before it does not count
-    if any(hit.acts == "denies" and not (affirmed and hit.joined == "and") for hit in hits):
+    if any(hit.acts == "denies" and not (itself and hit.joined == "and") for hit in hits):
         return "absent", 0.0
     if not affirmed and (past or "recalls" in acts or "shows" in acts):
         return None, 0.0

@@ -21,12 +21,15 @@ _TOKEN = re.compile(
     r"v[1-9]r?(?![^\W_])"  # a chest lead, so that "v2,3" is lead, comma, number
     r"|\d+(?:[.:]\d+)+"  # 3.5, 2:1, 10:12:30
     r"|\d+(?:st|nd|rd|th)?(?![^\W\d_])"
+    r"|-+>"
     r"|[^\W_]+(?:'[^\W_]*)?"
     r"|(?<=\w)\((?:e?s|e?n|e?r|e|a|or)\)"  # the ending of "contraction(s)", "extrasystole(n)"
     r"|[^\s\w]|_"
 )
 _BOUNDARY = re.compile(
-    r"[;!]"
+    r"\n(?=[^\S\n]*(?:\n|[^\W\d_][\w /-]{0,30}:))"  # an empty line, or a heading: "Axis: normal"
+    r"|"
+    r"[;!](?!\s*I (?:strongly )?disagree)"
     r"|\?(?=\s)(?<=[\w)]\?)"
     r"|\.(?!\S)(?!\s*[Gg]rad)"  # "AV-Block 1. Grades" goes on
     r"|\.(?=[^\W\d_]{3})(?![Gg]rad)(?:(?<=[^\W\d_]{3}\.)|(?<=[\d)]\.))"
@@ -41,6 +44,7 @@ _ABBREVIATION = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, _ABBREVIATI
 _ABBREVIATED = frozenset(word[-1] if len(word) == 1 else word[-2:] for word in _ABBREVIATIONS)
 """How they end: what ends otherwise needs no search."""
 _MEANINGLESS = frozenset(".<>=~\"'|*#•·\\{}[]_^")
+_ARROW = "\u2192"  # also for "->"
 _LONGEST_ABBREVIATION = 10
 _LONGEST_MENDED = 30
 _REMEMBERED = 50_000
@@ -98,6 +102,8 @@ def pieces(text: str) -> list[tuple[str, int, int]]:
         piece, start, end = match[0], match.start(), match.end()
         if piece[0] == "(" and len(piece) > 1:
             continue
+        if piece[-1] == ">" and len(piece) > 1:
+            piece = _ARROW
         if piece in _MEANINGLESS or (found and piece == found[-1][0] and not piece[0].isalnum()):
             continue
         if piece == "-":
@@ -120,7 +126,7 @@ class Spelling:
         self._words = dict(words)
         self._meant = set(self._words.values())
         self._base = {*known, *self._meant}
-        self._near: dict[str, str] | None = None
+        self._near: dict[str, list[str]] | None = None
         self._read: dict[str, str] = {}
         self.known = {self.settled(word) for word in self._base}
 
@@ -169,17 +175,16 @@ class Spelling:
         return tokens
 
     def _mended(self, piece: str) -> str:
-        """The known word of seven letters or more and the same first letter that is one slip away: a letter left out,
-        put in, changed, or two exchanged. Where there are two such words, the piece itself."""
+        """The known word of seven letters or more and the same first letter, or one that is read as it, that is one
+        slip away: a letter left out, put in, changed, or two exchanged. Where there are two such, the piece itself."""
         if self._near is None:
-            near: dict[str, str] = {}
-            for word in sorted(self.known):
+            self._near = {}
+            for word in {*self.known, *self._words}:
                 if len(word) >= 7 and word.isalpha():
                     for shorter in _shortened(word):
-                        near[shorter] = "" if near.get(shorter, word) != word else word
-            self._near = near
-        meant = {self._near.get(shorter, "") for shorter in _shortened(piece)} - {""}
-        meant = {word for word in meant if _one_slip(piece, word)}
+                        self._near.setdefault(shorter, []).append(word)
+        near = {word for shorter in _shortened(piece) for word in self._near.get(shorter, ())}
+        meant = {self.settled(word) for word in near if _one_slip(piece, word)}
         return meant.pop() if len(meant) == 1 else piece
 
 

@@ -35,7 +35,17 @@ from ecgfm.reports.vocabulary_files import (
 )
 
 Acts = Literal[
-    "denies", "doubts", "asks", "supposes", "recalls", "affirms", "replaces", "replaced by", "compares", "shows"
+    "denies",
+    "doubts",
+    "asks",
+    "supposes",
+    "recalls",
+    "affirms",
+    "replaces",
+    "replaced by",
+    "prefers",
+    "compares",
+    "shows",
 ]
 Reach = Literal["following", "preceding", "either"]
 
@@ -84,6 +94,8 @@ class Cue:
         recalls: an earlier time; nothing is said, unless another cue says what became of the finding
         affirms: it is present now, whatever was recalled, or denied in the list before it
         replaces: what stands before the cue holds, what follows no longer; "replaced by" is the other way
+        prefers: of two findings the first is uncertain at `probability`, the second at what is left of 1; `either`:
+            the cue stands between them, "A more likely than B"; `following`: before them, "favor A over B"
         compares: names an earlier ECG
         shows: recalls what follows where an earlier ECG was named
     reach: where the findings stand that it acts on; `either`: following where one follows at once, else preceding
@@ -276,7 +288,9 @@ def _cues(files: Files) -> dict[str, Cue]:
             if value not in allowed:
                 raise InputError(f"{place}: {name}: {key}: expected one of {', '.join(allowed)}, found {value!r}")
         acts = entry.values["acts"][0]
-        probability = _probability(name, entry) if acts == "doubts" or "probability" in entry.values else 0.0
+        probability = (
+            _probability(name, entry) if acts in ("doubts", "prefers") or "probability" in entry.values else 0.0
+        )
         found[name] = Cue(name, acts, entry.values["reach"][0], probability)  # type: ignore[arg-type]
     return found
 
