@@ -27,7 +27,8 @@ _TOKEN = re.compile(
     r"|[^\s\w]|_"
 )
 _BOUNDARY = re.compile(
-    r"\n(?=[^\S\n]*(?:\n|[^\W\d_][\w /-]{0,30}:))"  # an empty line, or a heading: "Axis: normal"
+    # before an empty line, a line that begins as a sentence or list does, or a heading: "ST segments:"
+    r"\n(?=[^\S\n]*(?:\n|[A-ZÄÖÜÅ][a-zäöüåß]|\*|(?:IMPRESSION|CONCLUSION)\b|[^\W\d_][\w /-]{0,30}:))"
     r"|"
     r"[;!](?!\s*I (?:strongly )?disagree)"
     r"|\?(?=\s)(?<=[\w)]\?)"
@@ -41,6 +42,11 @@ _ABBREVIATIONS = (
     "lat", "sept", "post", "dr", "pat", "pt", "incompl", "inc", "unspez",
 )  # fmt: skip
 _ABBREVIATION = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, _ABBREVIATIONS))})$", re.IGNORECASE)
+_LINE_GOES_ON = re.compile(
+    r"(?:[,/&(+-]|(?<![^\W_])(?:and|or|of|with|without|no|not|the|a|an|in|to|for|by|from|is|are|cannot|possible))\s*$",
+    re.IGNORECASE,
+)
+"""How a line ends whose sentence goes on in the next."""
 _ABBREVIATED = frozenset(word[-1] if len(word) == 1 else word[-2:] for word in _ABBREVIATIONS)
 """How they end: what ends otherwise needs no search."""
 _MEANINGLESS = frozenset(".<>=~\"'|*#•·\\{}[]_^")
@@ -67,6 +73,8 @@ def split(report: str) -> Iterator[tuple[int, int]]:
         at = boundary.start()
         sign = report[at]
         if sign == "." and _is_abbreviated(report, start, at):
+            continue
+        if sign == "\n" and _LINE_GOES_ON.search(report[max(start, at - _LONGEST_ABBREVIATION) : at]):
             continue
         end = boundary.end() if sign == "?" else at
         if start < end and not report[start:end].isspace():
