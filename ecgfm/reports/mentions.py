@@ -111,9 +111,12 @@ class Reader:
 
     def _opened(self, items: Sequence[Item], words: Sequence[str]) -> list[Item]:
         """A finding's phrase from a cue to a quality that describes the part behind it, taken apart: "no abnormal" is a
-        normal ECG, "no abnormal Q waves" is not."""
+        normal ECG, "no abnormal Q waves" is not. An "s" behind a number is no wave but seconds."""
         found: list[Item] = []
         for item, after in zip_longest(items, items[1:]):
+            if item.word == "s" and item.kind == "part" and found and found[-1].kind == "number":
+                found.append(item._replace(kind="neutral", name=""))
+                continue
             if item.kind == "finding" and after and after.kind == "part" and item.last - item.first > 1:
                 head, tail = (self._vocabulary.terms.get(words[at]) for at in (item.first, item.last - 1))
                 if head and tail and (head.kind, tail.kind) == ("cue", "quality"):
@@ -358,7 +361,8 @@ def _qualities_after(k: int, items: Sequence[Item], claimed: Sequence[int]) -> l
                 break
         elif item.kind == "link" and item.name in ("and", "or", "comma", "slash", "with"):
             follower = items[j + 1] if j + 1 < len(items) else None
-            if follower is None or (item.name == "comma" and follower.kind not in ("quality", "detail", "site", "cue")):
+            goes_on = follower and (follower.kind in ("quality", "detail", "site", "cue") or follower.word == "which")
+            if follower is None or (item.name == "comma" and not goes_on):
                 break
             linked = True
     return found
@@ -370,6 +374,8 @@ def _next_part(k: int, items: Sequence[Item]) -> bool:
     for item in items[k + 1 : k + 5]:
         if item.kind == "part":
             return linked
+        if item.kind == "quality":  # "no P waves, peaked T waves"
+            return False
         linked |= item.name in ("and", "or", "comma", "slash") or item.word == "nor"
         if not (linked or (item.kind == "neutral" and item.name == "")):
             return False

@@ -7,7 +7,8 @@ what is stated:
   says nothing of what it is a kind of; in a label set, it makes those labels absent that are kinds of it.
 - Of "A or B" each is uncertain, and what both are kinds of is as certain as the statement.
 - A finding denied at one site or of one age alone ("no inferior infarct") is denied there alone.
-- Where statements differ, present holds over uncertain, uncertain over absent; of two uncertain the more probable.
+- Where statements differ, present holds over uncertain, uncertain over absent; of two uncertain the more probable. What
+  a reader overrules ("disagree with LBBB") is absent, whatever a machine's statement before it says.
 - A finding that others make together (`all_of`) holds as surely as the least sure of them.
 - What a present finding excludes is absent, where nothing else is said of it.
 """
@@ -34,6 +35,7 @@ EITHER = 0.5
 _RANK: dict[Status, float] = {"present": 2.0, "uncertain": 1.0, "absent": 0.0}
 _DID = {
     "denies": "denied by",
+    "overrules": "overruled by",
     "doubts": "doubted by",
     "asks": "asked about:",
     "supposes": "only supposed:",
@@ -78,6 +80,7 @@ class _Vote(NamedTuple):
     """What a statement says of a label; offsets in the statement."""
 
     label: int
+    finding: str
     rank: float
     status: Status
     probability: float
@@ -87,9 +90,11 @@ class _Vote(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What comes of a statement: the best vote on each label, and what nothing explains (text, start, end)."""
+    """What comes of a statement: the best vote on each label, what is overruled with its kinds, and what nothing
+    explains (text, start, end)."""
 
     votes: list[_Vote]
+    overruled: frozenset[str]
     unmatched: list[tuple[str, int, int]]
 
 
@@ -149,10 +154,17 @@ class OwnLabeler:
         best: dict[int, tuple[_Vote, int]] = {}
         unmatched: list[tuple[str, int, int]] = []
         known = self._known
+        statements = []
+        overruled: frozenset[str] = frozenset()
         for at, end in split(report):
             text = report[at:end]
             read = known.get(text) or self._read(text)
+            statements.append((at, read))
+            overruled |= read.overruled
+        for at, read in statements:
             for vote in read.votes:
+                if vote.status != "absent" and vote.finding in overruled:
+                    continue
                 before = best.get(vote.label)
                 if before is None or vote.rank > before[0].rank:
                     best[vote.label] = (vote, at)
@@ -184,12 +196,17 @@ class OwnLabeler:
         tokens = self.vocabulary.spelling.tokens(text)
         best: dict[int, _Vote] = {}
         clauses, unexplained = self._clauses(tokens)
+        overruled: set[str] = set()
         for said in clauses:
+            for one in said:
+                if one.overruled:
+                    for reading in self._readings(one, tokens, text):
+                        overruled.update(self.vocabulary.descendants(reading.finding))
             for vote in self._of_clause(said, tokens, text):
                 before = best.get(vote.label)
                 if before is None or vote.rank > before.rank:
                     best[vote.label] = vote
-        read = _Read(list(best.values()), _runs(unexplained, tokens, text))
+        read = _Read(list(best.values()), frozenset(overruled), _runs(unexplained, tokens, text))
         if len(text) <= LONGEST_CACHED:
             if len(self._known) >= CACHED:
                 self._known.clear()
@@ -282,7 +299,7 @@ class OwnLabeler:
         span = min(reading.start for reading in readings), max(reading.end for reading in readings)
         for k in sorted(common or ()):
             yield _Vote(
-                k, _RANK[least.status] + least.probability / 2, least.status, least.probability, *span,
+                k, "", _RANK[least.status] + least.probability / 2, least.status, least.probability, *span,
                 f"whichever of {_listed(readings)} it is, it is {self._titles[k]}",
             )  # fmt: skip
 
@@ -294,7 +311,7 @@ class OwnLabeler:
         for k in labels:
             title = self._titles[k]
             why = rule if title == reading.finding else f"{rule}; {_leads_to(status, reading.status)} {title}"
-            yield _Vote(k, rank, status, probability, reading.start, reading.end, why)
+            yield _Vote(k, reading.finding, rank, status, probability, reading.start, reading.end, why)
 
     def _readings(self, said: Said, tokens: Sequence[Token], text: str) -> list[Reading]:
         """The findings of a mention with its sites and ages, and its status."""
@@ -311,7 +328,7 @@ class OwnLabeler:
             status, probability = said.status, said.probability
             findings = list(refined) or [base]
             remark = ""
-            if status == "absent" and restricting:
+            if status == "absent" and restricting and not said.overruled:
                 found = [name for name, by in refined.items() if len(by) == len(restricting)]
                 if len(found) != len(findings) or not refined or base in refined:
                     status, remark = None, f"; denied only where {', '.join(describing)}"

@@ -46,6 +46,10 @@ class Said(NamedTuple):
     hits: Sequence[Hit]
     link: str
 
+    @property
+    def overruled(self) -> bool:
+        return any(hit.acts == "overrules" for hit in self.hits)
+
 
 def judge(
     items: Sequence[Item],
@@ -226,11 +230,13 @@ class _Scope:
         return self.chain(m, step) if m >= 0 else []
 
     def compared_with(self, m: int) -> int:
-        """The mention after one, where "over" or "from" alone stands between: "VT over SVT"; else -1."""
+        """The mention after one, where "over", "from", "than" or the like stands between: "VT over SVT"; else -1."""
         if not 0 <= m < len(self.mentions) - 1:
             return -1
         between = self.items[self.mentions[m].last : self.mentions[m + 1].first]
-        return m + 1 if any(item.word in ("over", "from") for item in between) and len(between) <= 3 else -1
+        return (
+            m + 1 if any(item.word in ("over", "from", "than", "als") for item in between) and len(between) <= 3 else -1
+        )
 
     def _goes_on(self, m: int, after: int) -> bool:
         """Whether a list without an end goes on with a mention: one like the last, and not described by itself."""
@@ -257,7 +263,7 @@ def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit
         return found + [(m, Hit(item, "doubts", 1 - cue.probability, how)) for m, how in scope.chain_or_none(other, 1)]
     if cue.acts == "asks":
         return [(m, Hit(item, "asks", 0.0)) for m in scope.all_ahead(k)]
-    if k + 1 < len(scope.items) and scope.items[k + 1].name == "colon" and ahead >= 0:
+    if k + 1 < len(scope.items) and scope.items[k + 1].name == "colon" and ahead >= 0 > behind:
         forward = True  # "not excluded: ..."
     elif cue.reach == "either":
         forward = ahead >= 0 and (behind < 0 or scope.at_once(k, ahead))
@@ -266,7 +272,7 @@ def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit
     start = ahead if forward else behind
     if start < 0:
         return []
-    if cue.acts == "affirms":
+    if cue.acts == "affirms" or (cue.acts == "overrules" and not forward):
         chain = [(start, "")]
     elif cue.acts in ("supposes", "recalls", "shows") and forward:
         chain = scope.chain(start, 1, (*_JOINS, "", "with", "verb"), _WIDE)
@@ -285,7 +291,7 @@ def _settled(hits: Sequence[Hit], past: bool) -> tuple[Status | None, float]:
     if "supposes" in acts or "asks" in acts:
         return None, 0.0
     # "no ischaemia and atrial fibrillation is present": said of the second itself, so the list before it does not count
-    if any(hit.acts == "denies" and not (itself and hit.joined == "and") for hit in hits):
+    if "overrules" in acts or any(hit.acts == "denies" and not (itself and hit.joined == "and") for hit in hits):
         return "absent", 0.0
     if not affirmed and (past or "recalls" in acts or "shows" in acts):
         return None, 0.0

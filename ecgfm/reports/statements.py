@@ -18,6 +18,8 @@ _SAME_LENGTH = str.maketrans(
 """One character for another, so that offsets hold; `str.lower` then lengthens none either."""
 
 _TOKEN = re.compile(
+    r"\[[^\[\]\n]{12,200}\]"  # criteria of a device's statement
+    r"|"
     r"v[1-9]r?(?![^\W_])"  # a chest lead, so that "v2,3" is lead, comma, number
     r"|\d+(?:[.:]\d+)+"  # 3.5, 2:1, 10:12:30
     r"|\d+(?:st|nd|rd|th)?(?![^\W\d_])"
@@ -32,6 +34,7 @@ _BOUNDARY = re.compile(
     r"|"
     r"[;!](?!\s*I (?:strongly )?disagree)"
     r"|\?(?=\s)(?<=[\w)]\?)"
+    r"|\.{4,}"  # before the reason for a statement, to the end of the line
     r"|\.(?!\S)(?!\s*[Gg]rad)"  # "AV-Block 1. Grades" goes on
     r"|\.(?=[^\W\d_]{3})(?![Gg]rad)(?:(?<=[^\W\d_]{3}\.)|(?<=[\d)]\.))"
 )
@@ -39,7 +42,7 @@ _ABBREVIATIONS = (
     "unbest", "poss", "prob", "mögl", "moegl", "wahrsch", "abn", "intraventr", "suprav", "supravent", "supraventr",
     "vent", "ventr", "extr", "term", "path", "asc", "desc", "isol", "repol", "vs", "approx", "resp", "incl",
     "inkompl", "kompl", "bzw", "ca", "evtl", "v.a", "z.n", "z", "v", "z.b", "i.e", "e.g", "cf", "nr", "ant", "inf",
-    "lat", "sept", "post", "dr", "pat", "pt", "incompl", "inc", "unspez",
+    "lat", "sept", "post", "a.e", "dr", "pat", "pt", "incompl", "inc", "unspez",
 )  # fmt: skip
 _ABBREVIATION = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, _ABBREVIATIONS))})$", re.IGNORECASE)
 _LINE_GOES_ON = re.compile(
@@ -67,19 +70,27 @@ class Token(NamedTuple):
 
 
 def split(report: str) -> Iterator[tuple[int, int]]:
-    """Where each statement of a report starts and ends, sign at its end not included but for a question mark."""
+    """Where each statement of a report starts and ends, sign at its end not included but for a question mark.
+
+    In a report of several lines, what follows four dots or more is a device's reason, and is left out.
+    """
     start = 0
+    last_line = report.rfind("\n")
     for boundary in _BOUNDARY.finditer(report):
-        at = boundary.start()
+        at, after = boundary.span()
+        if at < start:
+            continue
         sign = report[at]
         if sign == "." and _is_abbreviated(report, start, at):
             continue
         if sign == "\n" and _LINE_GOES_ON.search(report[max(start, at - _LONGEST_ABBREVIATION) : at]):
             continue
-        end = boundary.end() if sign == "?" else at
+        end = after if sign == "?" else at
         if start < end and not report[start:end].isspace():
             yield start, end
-        start = boundary.end()
+        start = after
+        if after - at > 1 and last_line >= 0:  # dots before a device's reason
+            start = report.find("\n", after) if after <= last_line else len(report)
     if start < len(report) and not report[start:].isspace():
         yield start, len(report)
 
@@ -108,7 +119,7 @@ def pieces(text: str) -> list[tuple[str, int, int]]:
     found: list[tuple[str, int, int]] = []
     for match in _TOKEN.finditer(folded):
         piece, start, end = match[0], match.start(), match.end()
-        if piece[0] == "(" and len(piece) > 1:
+        if piece[0] in "([" and len(piece) > 1:
             continue
         if piece[-1] == ">" and len(piece) > 1:
             piece = _ARROW

@@ -36,6 +36,7 @@ from ecgfm.reports.vocabulary_files import (
 
 Acts = Literal[
     "denies",
+    "overrules",
     "doubts",
     "asks",
     "supposes",
@@ -88,6 +89,7 @@ class Cue:
 
     acts:
         denies: the finding is absent
+        overrules: it is absent, whatever else the report says of it: another reader, a machine, was wrong
         doubts: it is uncertain, at `probability`
         asks: what the ECG was made for; nothing is said of what follows
         supposes: a condition; nothing is said here and now
