@@ -180,7 +180,7 @@ def test_a_phrase_can_be_taken_away_and_given_to_another(tmp_path: Path) -> None
         ),
         (
             "cues:\n  c:\n    acts: doubt\n    reach: following\n",
-            r"mine\.yaml:3: c: acts: expected one of denies, doubts",
+            r"mine\.yaml:3: c: acts: expected one of denies, overrules, doubts",
         ),
         (
             "words:\n  atrial: [ventrikular]\n",
