@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 from ecgfm.reports.assertion import Status
 from ecgfm.reports.mentions import MODIFIERS, REACH, Item, Mention
+from ecgfm.reports.statements import ARROW
 from ecgfm.reports.vocabulary import Acts, Cue
 
 _WIDE = 8
 """Findings that a condition or an earlier time reaches where nothing joins them."""
+_TWO_SIDED = frozenset(("replaces", "replaced by", "prefers"))
 _JOINS = frozenset(("and", "or", "versus", "slash", "same"))
 
 
@@ -247,20 +249,11 @@ class _Scope:
 def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit]]:
     """The mentions that a cue reaches."""
     inside = scope.around(k)
-    if inside and cue.acts not in ("replaces", "replaced by", "prefers"):
+    if inside and cue.acts not in _TWO_SIDED:
         return [(m, Hit(item, cue.acts, cue.probability)) for m in inside]
     ahead, behind = scope.ahead(k), scope.behind(k)
-    if cue.acts in ("replaces", "replaced by"):
-        now: Acts
-        later: Acts
-        now, later = ("affirms", "denies") if cue.acts == "replaces" else ("denies", "affirms")
-        found = [(m, Hit(item, now, 0.0, joined)) for m, joined in scope.chain_or_none(behind, -1)]
-        return found + [(m, Hit(item, later, 0.0, joined)) for m, joined in scope.chain_or_none(ahead, 1)]
-    if cue.acts == "prefers":
-        likelier = scope.chain_or_none(ahead, 1) if cue.reach == "following" else scope.chain_or_none(behind, -1)
-        other = scope.compared_with(likelier[-1][0] if likelier else -1) if cue.reach == "following" else ahead
-        found = [(m, Hit(item, "doubts", cue.probability, how)) for m, how in likelier]
-        return found + [(m, Hit(item, "doubts", 1 - cue.probability, how)) for m, how in scope.chain_or_none(other, 1)]
+    if cue.acts in _TWO_SIDED:
+        return _on_both_sides(item, cue, scope, ahead, behind)
     if cue.acts == "asks":
         return [(m, Hit(item, "asks", 0.0)) for m in scope.all_ahead(k)]
     if k + 1 < len(scope.items) and scope.items[k + 1].name == "colon" and ahead >= 0 > behind:
@@ -283,15 +276,35 @@ def _reached(k: int, item: Item, cue: Cue, scope: _Scope) -> list[tuple[int, Hit
     return [(m, Hit(item, cue.acts, cue.probability, joined)) for m, joined in chain]
 
 
+def _on_both_sides(item: Item, cue: Cue, scope: _Scope, ahead: int, behind: int) -> list[tuple[int, Hit]]:
+    """The mentions that a cue says one thing of, and those that it says another of."""
+    first: Acts
+    second: Acts
+    if cue.acts == "prefers":
+        first = second = "doubts"
+        nearer = scope.chain_or_none(ahead, 1) if cue.reach == "following" else scope.chain_or_none(behind, -1)
+        other = scope.compared_with(nearer[-1][0] if nearer else -1) if cue.reach == "following" else ahead
+        probabilities = cue.probability, 1 - cue.probability
+    else:
+        if item.word == ARROW and ahead < 0:  # "STEMI -> cath lab"
+            return []
+        first, second = ("affirms", "denies") if cue.acts == "replaces" else ("denies", "affirms")
+        nearer, other, probabilities = scope.chain_or_none(behind, -1), ahead, (0.0, 0.0)
+    found = [(m, Hit(item, first, probabilities[0], how)) for m, how in nearer]
+    return found + [(m, Hit(item, second, probabilities[1], how)) for m, how in scope.chain_or_none(other, 1)]
+
+
 def _settled(hits: Sequence[Hit], past: bool) -> tuple[Status | None, float]:
     """What the cues that reached a mention make of it together."""
     acts = {hit.acts for hit in hits}
     affirmed = "affirms" in acts
     itself = affirmed or any(hit.acts == "doubts" and not hit.joined for hit in hits)
+    if "overrules" in acts:
+        return "absent", 0.0
     if "supposes" in acts or "asks" in acts:
         return None, 0.0
     # "no ischaemia and atrial fibrillation is present": said of the second itself, so the list before it does not count
-    if "overrules" in acts or any(hit.acts == "denies" and not (itself and hit.joined == "and") for hit in hits):
+    if any(hit.acts == "denies" and not (itself and hit.joined == "and") for hit in hits):
         return "absent", 0.0
     if not affirmed and (past or "recalls" in acts or "shows" in acts):
         return None, 0.0

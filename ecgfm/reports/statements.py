@@ -53,7 +53,7 @@ _LINE_GOES_ON = re.compile(
 _ABBREVIATED = frozenset(word[-1] if len(word) == 1 else word[-2:] for word in _ABBREVIATIONS)
 """How they end: what ends otherwise needs no search."""
 _MEANINGLESS = frozenset(".<>=~\"'|*#•·\\{}[]_^")
-_ARROW = "\u2192"  # also for "->"
+ARROW = "\u2192"  # also for "->"
 _LONGEST_ABBREVIATION = 10
 _LONGEST_MENDED = 30
 _REMEMBERED = 50_000
@@ -122,7 +122,7 @@ def pieces(text: str) -> list[tuple[str, int, int]]:
         if piece[0] in "([" and len(piece) > 1:
             continue
         if piece[-1] == ">" and len(piece) > 1:
-            piece = _ARROW
+            piece = ARROW
         if piece in _MEANINGLESS or (found and piece == found[-1][0] and not piece[0].isalnum()):
             continue
         if piece == "-":
