@@ -429,7 +429,7 @@ def _start_of_description(items: Sequence[Item], mention: Mention, start: int) -
 def _take(items: Sequence[Item], at: range, mention: Mention, used: set[int]) -> None:
     """Give a mention what describes it among some items."""
     for k in at:
-        if items[k].kind == "cue" and items[k - 1].name == "comma":  # "old infarct, no acute changes"
+        if k and items[k].kind == "cue" and items[k - 1].name == "comma":  # "old infarct, no acute changes"
             break
         if items[k].kind in MODIFIERS and k not in used:
             mention.modifiers.append(items[k])
