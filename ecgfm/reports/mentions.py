@@ -361,7 +361,7 @@ def _qualities_after(k: int, items: Sequence[Item], claimed: Sequence[int]) -> l
                 break
         elif item.kind == "link" and item.name in ("and", "or", "comma", "slash", "with"):
             follower = items[j + 1] if j + 1 < len(items) else None
-            goes_on = follower and (follower.kind in ("quality", "detail", "site", "cue") or follower.word == "which")
+            goes_on = follower and (follower.kind in ("quality", "detail", "site", "cue") or follower.word in ("which", "damit"))
             if follower is None or (item.name == "comma" and not goes_on):
                 break
             linked = True

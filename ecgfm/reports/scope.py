@@ -205,8 +205,8 @@ class _Scope:
                 unknown += 1
             elif item.kind == "link" and item.name == "comma":
                 commas += 1
-            elif item.kind == "link" and item.name in ("and", "or", "slash"):
-                return -1
+            elif item.kind == "part" or (item.kind == "link" and item.name in ("and", "or", "slash")):
+                return -1  # "tall T waves, P waves not seen"
         return m if unknown <= 3 and commas <= 1 else -1
 
     def chain(
