@@ -361,11 +361,15 @@ def _qualities_after(k: int, items: Sequence[Item], claimed: Sequence[int]) -> l
                 break
         elif item.kind == "link" and item.name in ("and", "or", "comma", "slash", "with"):
             follower = items[j + 1] if j + 1 < len(items) else None
-            goes_on = follower and (follower.kind in ("quality", "detail", "site", "cue") or follower.word in ("which", "damit"))
-            if follower is None or (item.name == "comma" and not goes_on):
+            if follower is None or (item.name == "comma" and not _says_more(follower)):
                 break
             linked = True
     return found
+
+
+def _says_more(item: Item) -> bool:
+    """Whether what follows a comma may still be said of the part before it."""
+    return item.kind in ("quality", "detail", "site", "cue") or item.word in ("which", "damit")
 
 
 def _next_part(k: int, items: Sequence[Item]) -> bool:
