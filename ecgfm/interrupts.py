@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 _DELICATE_MODULES = {
@@ -28,23 +29,50 @@ def hear_interrupts() -> None:
     To be called once, in the main thread, of a program. Where SIGINT is ignored or handled already, it stays so.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _Handler())
-        sys.unraisablehook = _unraisable
+        handler = _Handler()
+        signal.signal(signal.SIGINT, handler)
+        when_swallowed(KeyboardInterrupt, handler.again)
+
+
+def when_swallowed(kind: type[BaseException], act: Callable[[], None]) -> None:
+    """From now on call `act` where Python, tidying up, could not raise such an exception and would only print it."""
+
+    def unraisable(what: sys.UnraisableHookArgs) -> None:
+        if what.exc_type is kind:
+            act()
+        else:
+            sys.__unraisablehook__(what)
+
+    sys.unraisablehook = unraisable
 
 
 class _Handler:
     """Of SIGINT: raises KeyboardInterrupt, unless it is better not to do so here, or not yet."""
 
     def __init__(self) -> None:
+        self._main_thread = threading.get_ident()
         self._pauses = 0
+        self._comes_again = False
 
     def __call__(self, _number: int, frame: FrameType | None) -> None:
         if self._pauses < _MOST_PAUSES and is_delicate(frame):
             self._pauses += 1
-            _again()
+            self.again()
             return
         self._pauses = 0
         raise KeyboardInterrupt
+
+    def again(self) -> None:
+        """The same signal a moment later, once, however often it came, from a thread that takes no lock to start: the
+        main one may hold any."""
+        if not self._comes_again:
+            self._comes_again = True
+            _thread.start_new_thread(self._send, ())
+
+    def _send(self) -> None:
+        time.sleep(_PAUSE_S)
+        self._comes_again = False
+        signal.pthread_kill(self._main_thread, signal.SIGINT)
 
 
 def is_delicate(frame: FrameType | None) -> bool:
@@ -57,23 +85,3 @@ def is_delicate(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """A finalizer that is not known as such above has swallowed it."""
-    if unraisable.exc_type is KeyboardInterrupt:
-        _again()
-    else:
-        sys.__unraisablehook__(unraisable)
-
-
-def _again() -> None:
-    """The same signal a moment later, from a thread that takes no lock to start: the main one may hold any."""
-    main_thread = threading.main_thread().ident
-    assert main_thread is not None
-
-    def send() -> None:
-        time.sleep(_PAUSE_S)
-        signal.pthread_kill(main_thread, signal.SIGINT)
-
-    _thread.start_new_thread(send, ())

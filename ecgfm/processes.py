@@ -10,7 +10,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,7 @@ from types import FrameType
 from typing import TypeVar
 
 from ecgfm.config import PROGRESS_BAR
-from ecgfm.interrupts import is_delicate
+from ecgfm.interrupts import is_delicate, when_swallowed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -142,14 +141,6 @@ def _end(_number: int, frame: FrameType | None) -> None:
         raise _Ended
 
 
-def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """A finalizer that `is_delicate` does not know has swallowed `_Ended`: the next SIGTERM raises it again."""
-    if unraisable.exc_type is _Ended:
-        _ending.clear()
-    else:
-        sys.__unraisablehook__(unraisable)
-
-
 def _be_one_of_several(told: Connection) -> None:
     """In a worker: numerical libraries take one core, the parent shows one progress bar for all, and this process
     ends when that one does, however it ends, or closes the other end of `told`."""
@@ -174,6 +165,6 @@ def _be_one_of_several(told: Connection) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.unraisablehook = _unraisable
+    when_swallowed(_Ended, _ending.clear)  # the next SIGTERM raises it again
     signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=watch, daemon=True).start()
