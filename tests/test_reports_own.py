@@ -131,6 +131,18 @@ def test_parents_follow_what_is_present_or_uncertain_but_not_what_is_absent() ->
                 assert RANK[got[above]] >= RANK[status]
 
 
+def test_what_is_overruled_takes_nothing_else_with_it() -> None:
+    """Neither what another finding of the same statement is a kind of, nor that finding."""
+    for machine in ("Septal infarct, inferior infarct", "Septal infarct; inferior infarct"):
+        got = statuses(f"{machine}. Disagree with septal infarct")
+        assert (got["Septal infarction"], got["Inferior infarction"], got["Infarction"]) == (
+            "absent",
+            "present",
+            "present",
+        )
+    assert "Infarction" not in statuses("Septal infarct. Disagree with septal infarct")
+
+
 def test_present_holds_over_uncertain_and_uncertain_over_absent() -> None:
     said = {"present": "Atrial fibrillation.", "uncertain": "Possible atrial fibrillation.", "absent": "No AF."}
     for a, first in said.items():

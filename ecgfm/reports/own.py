@@ -15,7 +15,7 @@ what is stated:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -154,17 +154,13 @@ class OwnLabeler:
         best: dict[int, tuple[_Vote, int]] = {}
         unmatched: list[tuple[str, int, int]] = []
         known = self._known
-        statements = []
-        overruled: frozenset[str] = frozenset()
-        for at, end in split(report):
-            text = report[at:end]
-            read = known.get(text) or self._read(text)
-            statements.append((at, read))
-            overruled |= read.overruled
-        for at, read in statements:
+        statements = [(at, report[at:end]) for at, end in split(report)]
+        reads = [known.get(text) or self._read(text) for _, text in statements]
+        overruled = frozenset[str]().union(*(read.overruled for read in reads))
+        if overruled:
+            reads = [self._read_anew(text, overruled) for _, text in statements]
+        for (at, _), read in zip(statements, reads, strict=True):
             for vote in read.votes:
-                if vote.status != "absent" and vote.finding in overruled:
-                    continue
                 before = best.get(vote.label)
                 if before is None or vote.rank > before[0].rank:
                     best[vote.label] = (vote, at)
@@ -193,6 +189,15 @@ class OwnLabeler:
 
     def _read(self, text: str) -> _Read:
         """What comes of a statement; kept for the next time."""
+        read = self._read_anew(text)
+        if len(text) <= LONGEST_CACHED:
+            if len(self._known) >= CACHED:
+                self._known.clear()
+            self._known[text] = read
+        return read
+
+    def _read_anew(self, text: str, taken_back: Collection[str] = ()) -> _Read:
+        """What comes of a statement, but for findings that another statement takes back."""
         tokens = self.vocabulary.spelling.tokens(text)
         best: dict[int, _Vote] = {}
         clauses, unexplained = self._clauses(tokens)
@@ -203,15 +208,12 @@ class OwnLabeler:
                     for reading in self._readings(one, tokens, text):
                         overruled.update(self.vocabulary.descendants(reading.finding))
             for vote in self._of_clause(said, tokens, text):
+                if vote.status != "absent" and vote.finding in taken_back:
+                    continue
                 before = best.get(vote.label)
                 if before is None or vote.rank > before.rank:
                     best[vote.label] = vote
-        read = _Read(list(best.values()), frozenset(overruled), _runs(unexplained, tokens, text))
-        if len(text) <= LONGEST_CACHED:
-            if len(self._known) >= CACHED:
-                self._known.clear()
-            self._known[text] = read
-        return read
+        return _Read(list(best.values()), frozenset(overruled), _runs(unexplained, tokens, text))
 
     def _clauses(self, tokens: Sequence[Token]) -> tuple[list[list[Said]], list[Item]]:
         """What each clause of a statement says, and the items that nothing explains."""

@@ -236,9 +236,8 @@ class _Scope:
         if not 0 <= m < len(self.mentions) - 1:
             return -1
         between = self.items[self.mentions[m].last : self.mentions[m + 1].first]
-        return (
-            m + 1 if any(item.word in ("over", "from", "than", "als") for item in between) and len(between) <= 3 else -1
-        )
+        compared = any(item.word in ("over", "from", "than", "als") for item in between)
+        return m + 1 if compared and len(between) <= 3 else -1
 
     def _goes_on(self, m: int, after: int) -> bool:
         """Whether a list without an end goes on with a mention: one like the last, and not described by itself."""
@@ -298,12 +297,12 @@ def _settled(hits: Sequence[Hit], past: bool) -> tuple[Status | None, float]:
     """What the cues that reached a mention make of it together."""
     acts = {hit.acts for hit in hits}
     affirmed = "affirms" in acts
-    itself = affirmed or any(hit.acts == "doubts" and not hit.joined for hit in hits)
     if "overrules" in acts:
         return "absent", 0.0
     if "supposes" in acts or "asks" in acts:
         return None, 0.0
     # "no ischaemia and atrial fibrillation is present": said of the second itself, so the list before it does not count
+    itself = affirmed or any(hit.acts == "doubts" and not hit.joined for hit in hits)
     if any(hit.acts == "denies" and not (itself and hit.joined == "and") for hit in hits):
         return "absent", 0.0
     if not affirmed and (past or "recalls" in acts or "shows" in acts):

@@ -19,8 +19,7 @@ _SAME_LENGTH = str.maketrans(
 
 _TOKEN = re.compile(
     r"\[[^\[\]\n]{12,200}\]"  # criteria of a device's statement
-    r"|"
-    r"v[1-9]r?(?![^\W_])"  # a chest lead, so that "v2,3" is lead, comma, number
+    r"|v[1-9]r?(?![^\W_])"  # a chest lead, so that "v2,3" is lead, comma, number
     r"|\d+(?:[.:]\d+)+"  # 3.5, 2:1, 10:12:30
     r"|\d+(?:st|nd|rd|th)?(?![^\W\d_])"
     r"|-+>"
@@ -31,8 +30,7 @@ _TOKEN = re.compile(
 _BOUNDARY = re.compile(
     # before an empty line, a line that begins as a sentence or list does, or a heading: "ST segments:"
     r"\n(?=[^\S\n]*(?:\n|[A-ZÄÖÜÅ][a-zäöüåß]|\*|(?:IMPRESSION|CONCLUSION)\b|[^\W\d_][\w /-]{0,30}:))"
-    r"|"
-    r"[;!](?!\s*I (?:strongly )?disagree)"
+    r"|[;!](?!\s*I (?:strongly )?disagree)"
     r"|\?(?=\s)(?<=[\w)]\?)"
     r"|\.{4,}"  # before the reason for a statement, to the end of the line
     r"|\.(?!\S)(?!\s*[Gg]rad)"  # "AV-Block 1. Grades" goes on
